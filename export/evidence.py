@@ -1,0 +1,135 @@
+"""Measures an exported graph against the module it came from, and keeps what is needed to do so again without torch."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from isoformer.export.graph import in_order
+from isoformer.models.signature import Signature
+from isoformer.runtime import cases
+from isoformer.runtime.cases import Arrays, Case
+from isoformer.runtime.package import Signature as RuntimeSignature
+from isoformer.runtime.parity import FACTOR, Comparison, bound, compare, largest_error, sample_indices
+from isoformer.runtime.verify import SMALL
+
+GOLDEN_BYTES = 4 * 2**20
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Evidence:
+    """Comparisons with the float64 reference, and the arrays that `verify` replays."""
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    grid: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    grid_arrays: Arrays = field(default_factory=dict)
+    golden: dict[str, tuple[Arrays, Arrays]] = field(default_factory=dict)
+    tolerances: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def torch_runner(model: nn.Module, signature: Signature, dtype: torch.dtype) -> Callable[[Arrays], Arrays]:
+    """The module in `dtype` on the CPU, arrays in and arrays out."""
+    model = copy.deepcopy(model).to(dtype).eval()
+
+    def run(inputs: Arrays) -> Arrays:
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        with torch.inference_mode():
+            outputs = in_order(model(**tensors), signature)
+        return {spec.name: out.numpy() for spec, out in zip(signature.outputs, outputs, strict=True)}
+
+    return run
+
+
+def gather(
+    model: nn.Module, signature: Signature, runners: dict[str, Callable[[Arrays], Arrays]], progress: Progress
+) -> Evidence:
+    """Every case of the grid through the float64 reference, PyTorch float32 and each runner.
+
+    A runner whose name begins with "onnx reference" is given the cases of up to SMALL tokens.
+    """
+    evidence = Evidence()
+    plain = RuntimeSignature.read(signature.to_dict())
+    reference, float32 = (torch_runner(model, signature, dtype) for dtype in (torch.float64, torch.float32))
+    grid = list(cases.grid(plain))
+    golden = _golden_cases(grid)
+    room = GOLDEN_BYTES
+    for number, case in enumerate(grid):
+        progress("parity", number, len(grid))
+        inputs = case.inputs(plain)
+        expected, torch_outputs = reference(inputs), float32(inputs)
+        evidence.grid[case.name] = {
+            name: {
+                "shape": list(value.shape),
+                "torch_error": largest_error(torch_outputs[name], value),
+                "bound": bound(largest_error(torch_outputs[name], value), value),
+            }
+            for name, value in expected.items()
+        }
+        for runtime, run in runners.items():
+            if runtime.startswith("onnx reference") and max(array.size for array in inputs.values()) > SMALL:
+                continue
+            outputs = run(inputs)
+            for name, value in expected.items():
+                evidence.comparisons.append(compare(runtime, "grid", case.name, name, outputs[name], value, 0.0))
+        _keep(evidence.grid_arrays, case, inputs, expected)
+        size = sum(array.size * 4 for array in expected.values())
+        if case.name in golden and size <= room:
+            room -= size
+            evidence.golden[case.name] = (inputs, {name: _as_float32(value) for name, value in expected.items()})
+    progress("parity", len(grid), len(grid))
+    _pool_bounds(evidence, grid)
+    evidence.comparisons = [
+        replace(c, bound=evidence.grid[c.case][c.output]["bound"]) for c in evidence.comparisons
+    ]
+    evidence.tolerances = {
+        spec.name: {
+            "absolute": max(record[spec.name]["bound"] for record in evidence.grid.values()),
+            "torch_float32_max_error": max(record[spec.name]["torch_error"] for record in evidence.grid.values()),
+            "factor": FACTOR,
+        }
+        for spec in signature.outputs
+    }
+    return evidence
+
+
+def _pool_bounds(evidence: Evidence, grid: list[Case]) -> None:
+    """Gives all mask patterns of one size the largest of their bounds.
+
+    The error of a single small case is largely chance; over the patterns of one size it is steady.
+    """
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for case in grid:
+        sizes.setdefault((case.batch, case.length), []).append(case.name)
+    for names in sizes.values():
+        for output in evidence.grid[names[0]]:
+            largest = max(evidence.grid[name][output]["bound"] for name in names)
+            for name in names:
+                evidence.grid[name][output]["bound"] = largest
+
+
+def _keep(arrays: Arrays, case: Case, inputs: Arrays, expected: Arrays) -> None:
+    """The inputs as small as they go and the reference at the sampled places; all of it where that is not more."""
+    for name, value in inputs.items():
+        small = value.astype(np.min_scalar_type(int(value.max()))) if value.dtype.kind == "i" else value
+        arrays[f"{case.name}/{name}"] = small if (small == value).all() else value
+    for name, value in expected.items():
+        places = sample_indices(value.size)
+        arrays[f"{case.name}/{name}"] = value if len(places) == value.size else value.reshape(-1)[places]
+
+
+def _as_float32(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if value.dtype == np.float64 else value
+
+
+def _golden_cases(grid: list[Case]) -> list[str]:
+    """For each mask pattern a small batch of short sequences, and the smallest and a middling case besides."""
+    chosen = [case.name for case in grid if (case.batch, case.length) == (2, 7)]
+    chosen += [case.name for case in grid if case.mask == "none" and (case.batch, case.length) == (1, 1)]
+    chosen += [case.name for case in grid if case.mask in ("ragged", "holes") and (case.batch, case.length) == (5, 31)]
+    return chosen or [case.name for case in grid]

@@ -1,0 +1,85 @@
+"""export(): the whole way from a module to a package that has been verified."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from torch import nn
+
+from isoformer.export import checks, evidence, package, reference
+from isoformer.export.errors import ExportError
+from isoformer.export.evidence import Progress
+from isoformer.export.graph import to_onnx
+from isoformer.models.signature import Signature
+from isoformer.runtime.package import Package, load
+from isoformer.runtime.package import Signature as RuntimeSignature
+from isoformer.runtime.parity import Report
+from isoformer.runtime.session import Session
+
+# A protocol-buffer message holds 2 GiB at most; the weights of a larger graph go into a file beside it.
+EXTERNAL_DATA_BYTES = 2**31 - 2**26
+
+
+def export(
+    model: nn.Module,
+    signature: Signature,
+    path: str | Path,
+    *,
+    task: dict[str, Any] | None = None,
+    opset: int = 23,
+    files: Iterable[Path] = (),
+    provenance: dict[str, Any] | None = None,
+    force: bool = False,
+    external_data_bytes: int = EXTERNAL_DATA_BYTES,
+    progress: Progress = lambda stage, done, total: None,
+) -> Package:
+    """Writes `model` to a package folder at `path` and returns it, verified against the model in float64.
+
+    model: any module whose forward takes the signature's inputs by name and returns its outputs, as
+    a tensor, a tuple in order, or a dict by name. task: JSON data for the runtime, with a "name".
+    files: configuration and tokenizer files to carry along. provenance: JSON data for the manifest.
+    force: replace a package that stands at `path`. progress: called with a stage, steps done, steps in all.
+
+    The package appears at `path` complete or not at all. Raises ExportError when an axis is not
+    open, an operator is not standard, a weight is repeated or an answer differs.
+    """
+    with package.staged(Path(path), force=force) as folder:
+        training = model.training
+        model.eval()
+        try:
+            progress("graph", 0, 1)
+            graph = to_onnx(model, signature, opset)
+            checks.check(graph, signature, opset)
+            _save(graph, folder, external_data_bytes)
+            progress("graph", 1, 1)
+            plain = RuntimeSignature.read(signature.to_dict())
+            runners = {
+                "onnxruntime cpu": Session(Package(folder, {}, plain)).run,
+                reference.NAME: reference.runner(folder / "model.onnx"),
+            }
+            found = evidence.gather(model, signature, runners, progress)
+        finally:
+            model.train(training)
+        report = Report(found.comparisons)
+        if not report.passed:
+            first = report.failures[0].line() if report.failures else "nothing was compared"
+            raise ExportError(f"the exported graph does not compute the same: {first} ({len(report.failures)} such)")
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+        package.write(folder, signature, graph, task, opset, provenance or {}, found, name=Path(path).name)
+    return load(path)
+
+
+def _save(graph: ir.Model, folder: Path, external_data_bytes: int) -> None:
+    """model.onnx, with its weights in model.onnx_data where they are more than `external_data_bytes`."""
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
+    external = "model.onnx_data" if size > external_data_bytes else None
+    ir.save(graph, folder / "model.onnx", external_data=external)
+
+
+def read_json(file: Path) -> Any:
+    """The JSON data of a file."""
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -1,0 +1,127 @@
+"""From a PyTorch module and its Signature to an ONNX graph. Everything about the edge comes from the Signature."""
+
+import logging
+import warnings
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from isoformer.export import translations
+from isoformer.export.errors import ExportError
+from isoformer.export.passes import apply_all
+from isoformer.models.signature import Axis, Signature
+
+OPSETS = range(20, 26)  # torch writes a broken model at 26
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
+
+
+class Edge(nn.Module):
+    """The model between its named inputs and outputs, with the axes that the Signature says are equal held equal."""
+
+    def __init__(self, model: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.model = model
+        self.signature = signature
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        sizes: dict[str, int] = {}
+        for spec, tensor in zip(self.signature.inputs, tensors, strict=True):
+            for axis, size in zip(spec.axes, tensor.shape, strict=True):
+                if isinstance(axis, str):
+                    torch._check(size == sizes.setdefault(axis, size))
+        names = [spec.name for spec in self.signature.inputs]
+        return in_order(self.model(**dict(zip(names, tensors, strict=True))), self.signature)
+
+
+def in_order(outputs: Any, signature: Signature) -> tuple[Tensor, ...]:
+    """What forward returned, a tensor, a tuple or tensors by name, in the Signature's order.
+
+    Raises ExportError when names or their number are not the Signature's.
+    """
+    names = [spec.name for spec in signature.outputs]
+    if isinstance(outputs, Tensor):
+        outputs = (outputs,)
+    if isinstance(outputs, dict):
+        if set(outputs) != set(names):
+            raise ExportError(f"the model returns {', '.join(outputs)}; its signature says {', '.join(names)}")
+        return tuple(outputs[name] for name in names)
+    if not isinstance(outputs, tuple | list) or len(outputs) != len(names):
+        found = len(outputs) if isinstance(outputs, tuple | list) else type(outputs).__name__
+        raise ExportError(f"the model returns {found}; its signature says {', '.join(names)}")
+    return tuple(outputs)
+
+
+def to_onnx(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
+    """The graph, after every pass of `export.passes`.
+
+    Raises ExportError for an opset out of range and when PyTorch cannot trace the model with its
+    axes left open.
+    """
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} is not supported; it goes from {OPSETS[0]} to {OPSETS[-1]}")
+    samples = _samples(signature)
+    dims = {name: _dim(name, signature.axes.get(name, Axis())) for name in signature.axis_names()}
+    shapes = tuple({i: dims[a] for i, a in enumerate(spec.axes) if isinstance(a, str)} for spec in signature.inputs)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every torchvision operator that is absent
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of torch's internals about each other
+            program = torch.onnx.export(
+                Edge(model, signature),
+                samples,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[spec.name for spec in signature.inputs],
+                output_names=[spec.name for spec in signature.outputs],
+                dynamic_shapes=(shapes,),
+                custom_translation_table=translations.table(opset),
+                verbose=False,
+            )
+    except Exception as error:  # torch wraps whatever happened into classes of its own
+        raise ExportError(_reason(error)) from error
+    assert program is not None
+    graph = program.model
+    graph.producer_name, graph.producer_version = "isoformer", None
+    apply_all(graph)
+    return graph
+
+
+def attention_calls(graph: ir.Model) -> int:
+    """How many Attention operators stand in the graph."""
+    return sum(node.op_type == "Attention" and node.domain == "" for node in graph.graph)
+
+
+def _samples(signature: Signature) -> tuple[Tensor, ...]:
+    """Inputs to trace with: every axis another prime, so that no two are taken for one; each its own tensor."""
+    sizes: dict[str, int] = {}
+    for name in signature.axis_names():
+        axis = signature.axes.get(name, Axis())
+        fitting = [p for p in PRIMES if p >= axis.min and (axis.max is None or p <= axis.max)]
+        sizes[name] = next((p for p in fitting if p not in sizes.values()), axis.max or axis.min)
+    samples = []
+    for spec in signature.inputs:
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
+        if spec.kind == "mask" or spec.dtype == "bool":
+            samples.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
+        else:
+            samples.append(torch.full(shape, spec.low, dtype=getattr(torch, spec.dtype)))
+    return tuple(samples)
+
+
+def _dim(name: str, axis: Axis) -> Any:
+    return torch.export.Dim(name, min=axis.min, max=axis.max)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line."""
+    while error.__cause__ is not None and not isinstance(error, ExportError):
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    if "Constraints violated" in text or "specialized" in text:
+        return (
+            "an axis of the signature is not free in the model: the code compares it with another "
+            f"size or treats one size specially ({text[:300]})"
+        )
+    return text[:400] if isinstance(error, ExportError) else f"PyTorch cannot trace the model: {text[:400]}"

@@ -1,0 +1,22 @@
+"""Graph passes: each is one file with one function, `apply(model: onnx_ir.Model) -> int`, how often it changed something.
+
+They run on every export, in this order; each leaves the graph computing the same.
+"""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from isoformer.export.passes import attention_layout, merge_projections, strip_metadata, tie_weights
+
+PASSES: dict[str, Callable[[ir.Model], int]] = {
+    "attention_layout": attention_layout.apply,
+    "merge_projections": merge_projections.apply,
+    "tie_weights": tie_weights.apply,
+    "strip_metadata": strip_metadata.apply,
+}
+
+
+def apply_all(model: ir.Model) -> dict[str, int]:
+    """Runs every pass; name → number of changes."""
+    return {name: apply(model) for name, apply in PASSES.items()}

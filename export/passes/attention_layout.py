@@ -1,0 +1,87 @@
+"""Attention on (B, L, H * D) tensors instead of (B, H, L, D) ones, which drops the Transposes around it.
+
+    Reshape → Transpose ┐
+    Reshape → Transpose ├→ Attention → Transpose → Reshape    becomes    Attention(q_num_heads, kv_num_heads)
+    Reshape → Transpose ┘
+
+Case 1: all of it is there: the node is rewritten.
+Case 2: an input or the output is something else (say, attend() called on tensors of four axes): left alone.
+Case 3: the node has a past or a second output in use: left alone.
+"""
+
+import onnx_ir as ir
+
+_SWAP = (0, 2, 1, 3)
+
+
+def apply(model: ir.Model) -> int:
+    count = 0
+    for node in list(model.graph):
+        if node.op_type == "Attention" and node.domain == "":
+            count += _rewrite(model.graph, node)
+    return count
+
+
+def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
+    if len(node.inputs) > 4 or any(output.uses() for output in node.outputs[1:]):
+        return False  # case 3
+    sources = [_source(value) for value in node.inputs[:3]]
+    merged = _merged_output(node.outputs[0])
+    if merged is None or None in sources:
+        return False  # case 2
+    heads = [value.shape[1] for value in node.inputs[:3] if value is not None and value.shape is not None]
+    if len(heads) != 3 or not all(isinstance(count, int) for count in heads):
+        return False
+    attributes = [attr for attr in node.attributes.values() if attr.name in ("scale", "softcap")]
+    flat = ir.node(
+        "Attention",
+        [*sources, *node.inputs[3:]],
+        attributes={"q_num_heads": heads[0], "kv_num_heads": heads[1], **{a.name: a for a in attributes}},
+        name=node.name,
+    )
+    flat.outputs[0].name, flat.outputs[0].type, flat.outputs[0].shape = merged.name, merged.type, merged.shape
+    graph.insert_before(node, flat)
+    ir.convenience.replace_all_uses_with(merged, flat.outputs[0], replace_graph_outputs=True)
+    _remove_unused(graph, merged.producer())
+    return True
+
+
+def _source(value: ir.Value | None) -> ir.Value | None:
+    """x where value is Transpose(Reshape(x)) from (B, L, H * D) to (B, H, L, D)."""
+    transpose = value.producer() if value is not None else None
+    if transpose is None or transpose.op_type != "Transpose" or tuple(_perm(transpose)) != _SWAP:
+        return None
+    reshape = transpose.inputs[0].producer() if transpose.inputs[0] is not None else None
+    if reshape is None or reshape.op_type != "Reshape":
+        return None
+    x, split = reshape.inputs[0], reshape.outputs[0].shape
+    if x is None or x.shape is None or split is None or len(x.shape) != 3 or x.shape[:2] != split[:2]:
+        return None
+    return x
+
+
+def _merged_output(value: ir.Value) -> ir.Value | None:
+    """y where Transpose and Reshape to (B, L, H * D) are all that becomes of the value."""
+    uses = [use.node for use in value.uses()]
+    if len(uses) != 1 or uses[0].op_type != "Transpose" or tuple(_perm(uses[0])) != _SWAP:
+        return None
+    uses = [use.node for use in uses[0].outputs[0].uses()]
+    if len(uses) != 1 or uses[0].op_type != "Reshape":
+        return None
+    merged = uses[0].outputs[0]
+    return merged if merged.shape is not None and len(merged.shape) == 3 else None
+
+
+def _perm(node: ir.Node) -> tuple[int, ...]:
+    return tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else ()
+
+
+def _remove_unused(graph: ir.Graph, node: ir.Node | None) -> None:
+    """Removes the node if nothing uses it, then in turn the nodes that fed only it."""
+    if node is None or any(output.uses() or output.is_graph_output() for output in node.outputs):
+        return
+    feeders = [value.producer() for value in node.inputs if value is not None]
+    graph.remove(node, safe=True)
+    for feeder in feeders:
+        if feeder is not None and feeder.graph is graph:
+            _remove_unused(graph, feeder)

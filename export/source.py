@@ -1,0 +1,126 @@
+"""What `isoformer export -m` names: a checkpoint, a family, or a callable of the user's."""
+
+import importlib
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import nn
+
+from isoformer.export.errors import ExportError
+from isoformer.models import checkpoints, registry
+from isoformer.models.signature import Signature
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything that export() needs; `notes` are lines for the user."""
+
+    model: nn.Module
+    signature: Signature
+    task: dict[str, Any] | None
+    files: tuple[Path, ...]
+    provenance: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def resolve(name: str, task: str | None = None, options: Iterable[str] = ()) -> Source:
+    """The model that `name` stands for, tried as a path, a family, module:callable, in this order.
+
+    options: "field=value" of the family's configuration. Raises ExportError.
+    """
+    try:
+        if Path(name).exists():
+            return _checkpoint(Path(name), task, list(options))
+        if name in registry.names():
+            return _family(name, task, list(options))
+        if ":" in name and "/" not in name:
+            return _callable(name, task, list(options))
+    except (checkpoints.CheckpointError, ValueError) as error:
+        raise ExportError(str(error)) from error
+    raise ExportError(
+        f"{name} is neither a folder or file here, nor a family ({', '.join(registry.names())}), nor module:callable"
+    )
+
+
+def _checkpoint(path: Path, task: str | None, options: list[str]) -> Source:
+    found = checkpoints.read(path, task)
+    config = configured(found.config, options)
+    family = registry.load(found.family)
+    notes = (f"not used by this task: {', '.join(found.unused)}",) if found.unused else ()
+    return Source(
+        replace(found, config=config).model(),
+        family.signature(config),
+        family.task(config),
+        found.files,
+        {"family": found.family, "config": asdict(config), "source": found.source},
+        notes,
+    )
+
+
+def _family(name: str, task: str | None, options: list[str]) -> Source:
+    family = registry.load(name)
+    config = configured(family.TINY, [*([f"task={task}"] if task else []), *options])
+    provenance = {"family": name, "config": asdict(config), "source": {"name": name, "weights": "random"}}
+    return Source(family.Model(config).eval(), family.signature(config), family.task(config), (), provenance)
+
+
+def _callable(name: str, task: str | None, options: list[str]) -> Source:
+    """module:callable; the callable takes nothing and returns (module, Signature)."""
+    if task or options:
+        raise ExportError("--task and --option belong to checkpoints and families; set them in your callable")
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        build = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise ExportError(f"{name}: there is no module {error.name} here or in the environment") from None
+    except AttributeError:
+        raise ExportError(f"{name}: {module_name} has no {attribute}") from None
+    result = build()
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Signature)):
+        raise ExportError(f"{name} must return (torch.nn.Module, isoformer.models.signature.Signature)")
+    model, signature = result
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"{name} returns a {type(model).__name__} where a torch.nn.Module belongs")
+    return Source(model.eval(), signature, None, (), {"source": {"name": name}})
+
+
+def configured(config: Any, options: list[str]) -> Any:
+    """The configuration with "field=value" options set; a value is read as its field's type."""
+    known = {field.name: field for field in fields(config)}
+    values = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals or name not in known:
+            raise ExportError(f"option {option!r} is not NAME=VALUE with a name among {', '.join(known)}")
+        values[name] = _parse(name, text, known[name].type)
+    return replace(config, **values)
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    choices = [choice for choice in get_args(kind) if not isinstance(choice, type)]
+    if choices:  # a Literal
+        for choice in choices:
+            if str(choice) == text:
+                return choice
+        raise ExportError(f"option {name} is one of {', '.join(map(str, choices))}, not {text!r}")
+    kinds = get_args(kind) or (kind,)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ExportError(f"option {name} is true or false, not {text!r}")
+        return text.lower() == "true"
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    if str in kinds and kind is str:
+        return text
+    if "tuple" in str(kind):
+        return tuple(part for part in text.split(",") if part)
+    number = float if float in kinds else int
+    try:
+        return number(text)
+    except ValueError:
+        raise ExportError(f"option {name} is a number, not {text!r}") from None

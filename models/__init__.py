@@ -1,0 +1,1 @@
+"""Masked attention and Transformer blocks, written once in PyTorch and exportable as written."""

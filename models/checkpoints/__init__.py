@@ -1,0 +1,66 @@
+"""Weights that somebody else trained, read into a family. One file a source; each file gives
+
+    accepts(path) -> bool                 whether the folder or file is of its kind, from its header alone
+    read(path, task) -> Checkpoint        raises CheckpointError with one line that says what is wrong
+"""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from isoformer.models import registry
+
+
+class CheckpointError(ValueError):
+    """The checkpoint cannot be read; the message is one line for a person."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a source found: a family's configuration, its weights under the family's names, and files to carry along.
+
+    `unused` names tensors that are known to the source but play no part in the task.
+    """
+
+    family: str
+    config: Any
+    state: dict[str, Tensor]
+    files: tuple[Path, ...] = ()
+    unused: tuple[str, ...] = ()
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def model(self, **options: Any) -> nn.Module:
+        """The family's model in eval mode with these weights; `options` replace fields of the configuration."""
+        module = registry.load(self.family).Model(replace(self.config, **options))
+        module.load_state_dict({name: tensor.float() for name, tensor in self.state.items()})
+        return module.eval()
+
+
+def read(path: str | Path, task: str | None = None) -> Checkpoint:
+    """Reads the checkpoint folder or file with the source that accepts it.
+
+    Raises CheckpointError when the path is missing or no source accepts it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    for module in pkgutil.iter_modules(__path__):
+        source = importlib.import_module(f"{__name__}.{module.name}")
+        if hasattr(source, "accepts") and source.accepts(path):
+            return source.read(path, task)
+    raise CheckpointError(_why_not(path))
+
+
+def _why_not(path: Path) -> str:
+    if not path.is_dir():
+        return f"{path} is not a kind of file that can be read as a checkpoint"
+    if not (path / "config.json").exists():
+        return f"{path} has no config.json; a checkpoint folder holds config.json and model.safetensors"
+    from isoformer.models.checkpoints.folder import read_json
+
+    kind = read_json(path / "config.json").get("model_type")
+    return f"{path}/config.json: model_type {kind!r} is not supported; there are bert, distilbert and roberta"

@@ -1,0 +1,258 @@
+"""BERT, RoBERTa and DistilBERT folders of the Hugging Face layout → family `encoder`.
+
+Sources: the config.json and tensor names that `transformers` writes for these model types, and,
+for sentence embeddings, the modules.json and 1_Pooling folder of `sentence-transformers`.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isoformer.models.checkpoints import Checkpoint, CheckpointError
+from isoformer.models.checkpoints.folder import (
+    assign,
+    carried_files,
+    model_type,
+    read_json,
+    read_tensors,
+    refuse_unknown,
+)
+from isoformer.models.families.encoder import Config, Model
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+TASKS = {
+    "Model": "embed",
+    "ForMaskedLM": "fill-mask",
+    "ForPreTraining": "fill-mask",
+    "ForSequenceClassification": "classify",
+}
+PROBLEMS = {"single_label_classification": "single_label", "multi_label_classification": "multi_label"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one model type names its settings and its tensors.
+
+    The tables lead from our module names to theirs; `{i}` is the number of the layer.
+    """
+
+    settings: dict[str, str]
+    body: dict[str, str]
+    heads: dict[str, dict[str, str]]
+    position_rule: str = "index"
+    classifier_activation: str = "tanh"
+    unused: tuple[str, ...] = field(default=())
+
+
+_BERT_SETTINGS = {
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_layers": "num_hidden_layers",
+    "intermediate_size": "intermediate_size",
+    "activation": "hidden_act",
+    "norm_eps": "layer_norm_eps",
+    "num_token_types": "type_vocab_size",
+}
+_BERT_BODY = {
+    "embeddings.tokens": "embeddings.word_embeddings",
+    "embeddings.positions": "embeddings.position_embeddings",
+    "embeddings.token_types": "embeddings.token_type_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "blocks.{i}.attention.query_linear": "encoder.layer.{i}.attention.self.query",
+    "blocks.{i}.attention.key_linear": "encoder.layer.{i}.attention.self.key",
+    "blocks.{i}.attention.value_linear": "encoder.layer.{i}.attention.self.value",
+    "blocks.{i}.attention.out_linear": "encoder.layer.{i}.attention.output.dense",
+    "blocks.{i}.attention_norm": "encoder.layer.{i}.attention.output.LayerNorm",
+    "blocks.{i}.feed_forward.up": "encoder.layer.{i}.intermediate.dense",
+    "blocks.{i}.feed_forward.down": "encoder.layer.{i}.output.dense",
+    "blocks.{i}.feed_forward_norm": "encoder.layer.{i}.output.LayerNorm",
+}
+KINDS = {
+    "bert": Kind(
+        settings=_BERT_SETTINGS,
+        body=_BERT_BODY,
+        heads={
+            "embed": {"head.pooler": "pooler.dense"},
+            "fill-mask": {
+                "head.dense": "cls.predictions.transform.dense",
+                "head.norm": "cls.predictions.transform.LayerNorm",
+                "head.decoder": "cls.predictions.decoder",
+                "head.decoder.bias": "cls.predictions.bias",
+            },
+            "classify": {"head.dense": "pooler.dense", "head.classifier": "classifier"},
+        },
+        unused=("cls.seq_relationship.weight", "cls.seq_relationship.bias"),  # next-sentence head of pre-training
+    ),
+    "roberta": Kind(
+        settings=_BERT_SETTINGS,
+        body=_BERT_BODY,
+        heads={
+            "embed": {"head.pooler": "pooler.dense"},
+            "fill-mask": {
+                "head.dense": "lm_head.dense",
+                "head.norm": "lm_head.layer_norm",
+                "head.decoder": "lm_head.decoder",
+                "head.decoder.bias": "lm_head.bias",
+            },
+            "classify": {"head.dense": "classifier.dense", "head.classifier": "classifier.out_proj"},
+        },
+        position_rule="tokens",
+    ),
+    "distilbert": Kind(
+        settings={
+            "hidden_size": "dim",
+            "num_heads": "n_heads",
+            "num_layers": "n_layers",
+            "intermediate_size": "hidden_dim",
+            "activation": "activation",
+        },
+        body={
+            "embeddings.tokens": "embeddings.word_embeddings",
+            "embeddings.positions": "embeddings.position_embeddings",
+            "embeddings.norm": "embeddings.LayerNorm",
+            "blocks.{i}.attention.query_linear": "transformer.layer.{i}.attention.q_lin",
+            "blocks.{i}.attention.key_linear": "transformer.layer.{i}.attention.k_lin",
+            "blocks.{i}.attention.value_linear": "transformer.layer.{i}.attention.v_lin",
+            "blocks.{i}.attention.out_linear": "transformer.layer.{i}.attention.out_lin",
+            "blocks.{i}.attention_norm": "transformer.layer.{i}.sa_layer_norm",
+            "blocks.{i}.feed_forward.up": "transformer.layer.{i}.ffn.lin1",
+            "blocks.{i}.feed_forward.down": "transformer.layer.{i}.ffn.lin2",
+            "blocks.{i}.feed_forward_norm": "transformer.layer.{i}.output_layer_norm",
+        },
+        heads={
+            "embed": {},
+            "fill-mask": {
+                "head.dense": "vocab_transform",
+                "head.norm": "vocab_layer_norm",
+                "head.decoder": "vocab_projector",
+            },
+            "classify": {"head.dense": "pre_classifier", "head.classifier": "classifier"},
+        },
+        classifier_activation="relu",
+    ),
+}
+# Buffers that older versions saved, numbers that the library makes anew.
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+def accepts(path: Path) -> bool:
+    return model_type(path) in KINDS
+
+
+def read(path: Path, task: str | None = None) -> Checkpoint:
+    """The checkpoint for `task` (embed, fill-mask or classify; by default the one that it was saved for).
+
+    Raises CheckpointError for a configuration that the family cannot express, and for tensors that
+    are missing, misshapen or unknown, by their names in the file.
+    """
+    settings = read_json(path / "config.json")
+    kind = KINDS[settings["model_type"]]
+    task = task or _task_of(settings, path)
+    if task not in kind.heads:
+        raise CheckpointError(f"task {task!r} is not one of {', '.join(kind.heads)}")
+    prefix = settings["model_type"] + "."
+    tensors = {_modern(name.removeprefix(prefix)): tensor for name, tensor in read_tensors(path).items()}
+    config = _config(path, settings, kind, task, has_pooler="pooler.dense.weight" in tensors)
+
+    with torch.device("meta"):
+        expected = Model(config).state_dict()
+    table = kind.body | kind.heads[task]
+    tied = {"head.decoder.weight": "embeddings.word_embeddings.weight"} if config.tied_decoder else {}
+
+    def their_name(ours: str) -> str:
+        module, _, leaf = ours.rpartition(".")
+        layer = re.search(r"\.(\d+)\.", ours)
+        template = re.sub(r"\.\d+\.", ".{i}.", module)
+        named = tied.get(ours) or table.get(ours) or f"{table[template]}.{leaf}"
+        return named.replace("{i}", layer[1] if layer else "")
+
+    state = assign(expected, tensors, their_name, path)
+    left = tensors.keys() - {their_name(name) for name in expected}
+    known = {f"{module}.{leaf}" for head in kind.heads.values() for module in head.values() for leaf in _LEAVES}
+    known |= {name for head in kind.heads.values() for name in head.values()} | {*kind.unused, *BUFFERS}
+    refuse_unknown(left - known, path)
+    unused = tuple(sorted(left - set(BUFFERS)))
+    source = {"name": path.resolve().name, "model_type": settings["model_type"], "unused_tensors": list(unused)}
+    return Checkpoint("encoder", config, state, carried_files(path), unused, source)
+
+
+_LEAVES = ("weight", "bias")
+
+
+def _modern(name: str) -> str:
+    """Old files call a norm's weight gamma and its bias beta."""
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
+
+
+def _task_of(settings: dict[str, Any], path: Path) -> str:
+    """The task of the class that saved the checkpoint, from config.json's `architectures`."""
+    name = (settings.get("architectures") or ["Model"])[0]
+    for ending, task in TASKS.items():
+        if name.endswith(ending):
+            return task
+    raise CheckpointError(f"{path}: {name} is not supported; name a --task (embed, fill-mask, classify) to read part")
+
+
+def _config(path: Path, settings: dict[str, Any], kind: Kind, task: str, has_pooler: bool) -> Config:
+    where = path / "config.json"
+    for key, usual in (("is_decoder", False), ("add_cross_attention", False), ("position_embedding_type", "absolute")):
+        if settings.get(key) not in (None, usual):
+            raise CheckpointError(f"{where}: {key} {settings[key]!r} is not supported")
+    needed = [*kind.settings.values(), "vocab_size", "max_position_embeddings"]
+    needed += ["pad_token_id"] if kind.position_rule == "tokens" else []
+    lacking = [key for key in needed if settings.get(key) is None]
+    if lacking:
+        raise CheckpointError(f"{where} lacks {', '.join(lacking)}")
+    values = {ours: settings[theirs] for ours, theirs in kind.settings.items()}
+    if values["activation"] not in ACTIVATIONS:
+        raise CheckpointError(f"{where}: activation {values['activation']!r} is not one of {', '.join(ACTIVATIONS)}")
+    values["activation"] = ACTIVATIONS[values["activation"]]
+    values |= {"vocab_size": settings["vocab_size"], "max_positions": settings["max_position_embeddings"]}
+    values |= {"position_rule": kind.position_rule, "pad_token_id": settings.get("pad_token_id") or 0, "task": task}
+    if task == "embed":
+        recipe = _pooling(path)
+        values |= recipe or {"pooler": has_pooler and "head.pooler" in kind.heads["embed"]}
+    elif task == "fill-mask":
+        # RoBERTa's head has GELU whatever the layers have; the others follow hidden_act.
+        fixed = settings["model_type"] == "roberta"
+        values["head_activation"] = "gelu" if fixed else values["activation"]
+        values["tied_decoder"] = settings.get("tie_word_embeddings", True)
+    else:
+        values |= {"head_activation": kind.classifier_activation, **_labels(settings)}
+    try:
+        return Config(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def _labels(settings: dict[str, Any]) -> dict[str, Any]:
+    """Class names and whether one, several or a number is asked for; `transformers` defaults to two classes."""
+    names = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(settings.get("num_labels", 2))}
+    problem = settings.get("problem_type") or ("regression" if len(names) == 1 else "single_label")
+    labels = tuple(names[key] for key in sorted(names, key=int))
+    return {"labels": labels, "problem": PROBLEMS.get(problem, problem)}
+
+
+def _pooling(path: Path) -> dict[str, Any]:
+    """How the folder's sentence embeddings are pooled, {} where it does not say."""
+    file = path / "1_Pooling" / "config.json"
+    if not file.exists():
+        return {}
+    modes = {key for key, on in read_json(file).items() if key.startswith("pooling_mode_") and on is True}
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if len(modes) != 1 or not modes <= known.keys():
+        raise CheckpointError(f"{file}: pooling {', '.join(sorted(modes)) or 'of no kind'} is not supported")
+    modules = path / "modules.json"
+    normalize = not modules.exists() or ".Normalize" in modules.read_text(encoding="utf-8")
+    return {"pooling": known[modes.pop()], "normalize": normalize}

@@ -1,0 +1,97 @@
+"""What the checkpoint folders of the Hugging Face layout share: config.json, safetensors and tokenizer files."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from isoformer.models.checkpoints import CheckpointError
+
+CARRIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file; CheckpointError when it is not one."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds {type(data).__name__}, not a JSON object")
+    return data
+
+
+def model_type(path: Path) -> str | None:
+    """The model_type of the folder's config.json, None where there is none to read."""
+    try:
+        kind = read_json(path / "config.json").get("model_type")
+    except CheckpointError:
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").exists():
+        names = ["model.safetensors"]
+    elif index.exists():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    else:
+        pickled = " (pytorch_model.bin is a pickle and is never opened: save it again with safe_serialization=True)"
+        raise CheckpointError(
+            f"{path} has no model.safetensors{pickled if (path / 'pytorch_model.bin').exists() else ''}"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names the shard {name!r}, which is not a plain file name")
+        try:
+            tensors |= load_file(path / name)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path / name} does not exist, but {index.name} names it") from None
+        except SafetensorError as error:
+            raise CheckpointError(f"{path / name} is not a whole safetensors file: {error}") from None
+    return tensors
+
+
+def assign(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], their_name: Callable[[str], str], where: Path
+) -> dict[str, Tensor]:
+    """The tensors under our names: `their_name` tells what the file calls each of `expected`.
+
+    Raises CheckpointError that names, as the file does, the tensors that are missing or of another shape.
+    """
+    names = {ours: their_name(ours) for ours in expected}
+    missing = sorted({theirs for theirs in names.values() if theirs not in tensors})
+    if missing:
+        raise CheckpointError(f"{where} lacks the {_count(missing)}")
+    misfits = [
+        f"{theirs} of shape {tuple(tensors[theirs].shape)} where config.json asks for {tuple(expected[ours].shape)}"
+        for ours, theirs in names.items()
+        if tensors[theirs].shape != expected[ours].shape
+    ]
+    if misfits:
+        raise CheckpointError(f"{where} has the {_count(misfits)}")
+    return {ours: tensors[theirs] for ours, theirs in names.items()}
+
+
+def refuse_unknown(names: Iterable[str], where: Path) -> None:
+    """Raises CheckpointError that names the tensors, if there are any."""
+    unknown = sorted(names)
+    if unknown:
+        raise CheckpointError(f"{where} has the unknown {_count(unknown)}")
+
+
+def _count(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"tensor{'s' * (len(names) > 1)} {', '.join(names[:most])}{more}"
+
+
+def carried_files(path: Path) -> tuple[Path, ...]:
+    """The folder's configuration and tokenizer files, for the package to carry along."""
+    return tuple(path / name for name in CARRIED if (path / name).exists())

@@ -1,0 +1,78 @@
+"""Feed-forward networks and blocks. A block is given its parts and decides only their order."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NormOrder = Literal["post", "pre"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of that name; ValueError lists the names that there are."""
+    try:
+        return ACTIVATIONS[name]
+    except KeyError:
+        raise ValueError(f"activation {name!r} is not one of {', '.join(ACTIVATIONS)}") from None
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))), each position by itself: (B, L, E) → (B, L, E)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation_name: str = "gelu") -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.down = nn.Linear(intermediate_size, hidden_size)
+        self.activation = activation(activation_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and feed-forward, each with a residual and a norm.
+
+        post (Vaswani et al. 2017):  x = norm(x + f(x))
+        pre  (Xiong et al. 2020):    x = x + f(norm(x))
+
+    `attention` is called as attention(query, key, value, mask). Dropout acts on each branch in training.
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        feed_forward: nn.Module,
+        attention_norm: nn.Module,
+        feed_forward_norm: nn.Module,
+        norm_order: NormOrder = "post",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if norm_order not in ("post", "pre"):
+            raise ValueError(f"norm_order {norm_order!r} is neither 'post' nor 'pre'")
+        self.attention = attention
+        self.feed_forward = feed_forward
+        self.attention_norm = attention_norm
+        self.feed_forward_norm = feed_forward_norm
+        self.pre_norm = norm_order == "pre"
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, L, E), mask of the contract → (B, L, E)."""
+        if self.pre_norm:
+            y = self.attention_norm(x)
+            x = x + self.dropout(self.attention(y, y, y, mask))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, x, x, mask)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))

@@ -1,0 +1,88 @@
+"""What goes into a model and what comes out: names, dtypes, symbolic axes. Standard library only.
+
+A family states its Signature once. Sample inputs, dynamic axes, input and output names of the
+exported graph, the manifest of the package and the cases that verify it are all made from it.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+DTYPES = ("bool", "int32", "int64", "float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor at the edge of a graph.
+
+    `axes` holds a name for each axis that varies and an int for each that does not.
+    `kind` is "mask" for a 0/1 mask (see `masks.py`; its last axis counts keys), else "value".
+    Integers lie in `low <= x < high` when `high` is given. `pad` is the value that callers put
+    where the mask is 0, for models that read something from it. An input with a `default`
+    may be left out at run time and is then filled with that number.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[str | int, ...]
+    kind: Literal["value", "mask"] = "value"
+    low: int = 0
+    high: int | None = None
+    pad: int | None = None
+    default: int | float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"{self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.dtype.startswith("int") and self.kind == "value" and self.high is None:
+            raise ValueError(f"{self.name}: an integer input needs `high`, one more than its largest value")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The sizes that a named axis may take, both ends included; `max=None` is unbounded."""
+
+    min: int = 1
+    max: int | None = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a model, in the order of `forward`'s arguments and results.
+
+    `axes` bounds the named axes; one that is not listed is unbounded from 1.
+    `padding` lists the sides on which padding never changes an answer; verification holds the
+    model to it. A model that counts positions from the left end of the rectangle lists "right" alone.
+
+    Raises ValueError when a name is used twice or an output has an axis that no input has.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    axes: dict[str, Axis] = field(default_factory=dict)
+    padding: tuple[Literal["left", "right"], ...] = ("right", "left")
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in (*self.inputs, *self.outputs)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the signature names {', '.join(twice)} more than once")
+        if not self.inputs or not self.outputs:
+            raise ValueError("a signature needs at least one input and one output")
+        known = self.axis_names()
+        for spec in self.outputs:
+            for axis in spec.axes:
+                if isinstance(axis, str) and axis not in known:
+                    raise ValueError(f"output {spec.name} has the axis {axis}, which no input has ({known})")
+
+    def axis_names(self) -> list[str]:
+        """The named axes of the inputs, in the order in which they first appear."""
+        return list(dict.fromkeys(a for spec in self.inputs for a in spec.axes if isinstance(a, str)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The signature as JSON data, as the manifest of a package holds it."""
+        return {
+            "inputs": [asdict(spec) | {"axes": list(spec.axes)} for spec in self.inputs],
+            "outputs": [{"name": s.name, "dtype": s.dtype, "axes": list(s.axes)} for s in self.outputs],
+            "axes": {name: asdict(self.axes.get(name, Axis())) for name in self.axis_names()},
+            "padding": list(self.padding),
+        }

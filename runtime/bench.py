@@ -1,0 +1,62 @@
+"""Latency of a package on this machine, at chosen batches and lengths."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from isoformer.runtime.cases import BATCH_AXIS, sample
+from isoformer.runtime.errors import InputError
+from isoformer.runtime.session import Session
+
+WARMUP = 3
+LEAST_RUNS = 10
+LEAST_SECONDS = 1.0
+
+
+def measure(session: Session, batches: Sequence[int], lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """One dict a batch and length: median and 90th percentile in ms, tokens a second, peak memory in MB.
+
+    Inputs are random and without padding. Raises InputError for a length that the model does not take.
+    """
+    signature = session.signature
+    for batch in batches:
+        for length in lengths:
+            sizes = {name: length for name in signature.axes} | {BATCH_AXIS: batch}
+            for name, (low, high) in signature.axes.items():
+                if not low <= sizes[name] <= (high or sizes[name]):
+                    raise InputError(f"{name} {sizes[name]} is out of range; this model takes {low} to {high}")
+            inputs = sample(signature, sizes, "none", np.random.default_rng(0))
+            times = time_runs(lambda inputs=inputs: session.run(inputs))
+            median = float(np.median(times))
+            yield {
+                "batch": batch,
+                "length": length,
+                "median_ms": median * 1e3,
+                "p90_ms": float(np.quantile(times, 0.9)) * 1e3,
+                "tokens_per_s": batch * length / median,
+                "peak_mb": peak_mb(),
+                "runs": len(times),
+            }
+
+
+def time_runs(function) -> np.ndarray:
+    """Seconds of each call, after a warm-up: at least LEAST_RUNS calls and LEAST_SECONDS in all."""
+    for _ in range(WARMUP):
+        function()
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < LEAST_RUNS or time.perf_counter() - start < LEAST_SECONDS:
+        begin = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begin)
+    return np.array(times)
+
+
+def peak_mb() -> float:
+    """The largest resident size of this process so far, in MB (10^6 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

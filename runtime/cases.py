@@ -1,0 +1,130 @@
+"""Inputs to verify with, made from a signature alone: sizes, mask patterns, random values."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isoformer.runtime.package import Signature, TensorSpec
+
+BATCHES = (1, 2, 5)
+LENGTHS = (1, 2, 7, 31, 128, 512)
+MASKS = {
+    "none": "every key takes part",
+    "right": "the same padding on the right of every sequence",
+    "left": "the same padding on the left of every sequence",
+    "ragged": "a length of its own for every sequence, padded on the right",
+    "holes": "keys left out at random",
+    "row": "one query row without any key",
+    "sample": "one sequence without any key",
+}
+BATCH_AXIS = "batch_size"
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the grid: the sizes of the named axes and a pattern of MASKS."""
+
+    mask: str
+    batch: int
+    length: int
+    sizes: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return f"{self.mask}-{self.batch}x{self.length}"
+
+    def inputs(self, signature: Signature, seed: int = 0) -> Arrays:
+        """The case's inputs; the same seed makes the same arrays."""
+        rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
+        return sample(signature, self.sizes, self.mask, rng)
+
+
+def mask_patterns(signature: Signature) -> list[str]:
+    """The patterns that the signature's masks can express: a single row only where there is a query axis."""
+    masks = [spec for spec in signature.inputs if spec.kind == "mask"]
+    if not masks:
+        return ["none"]
+    has_rows = any(len(spec.axes) >= 3 for spec in masks)
+    return [name for name in MASKS if has_rows or name != "row"]
+
+
+def grid(signature: Signature, batches: Sequence[int] = BATCHES, lengths: Sequence[int] = LENGTHS) -> Iterator[Case]:
+    """Every batch × length × mask pattern that the signature can express.
+
+    Lengths over an axis' maximum give way to the maximum. Where inputs have several length axes,
+    the second takes the next length of the list, and so on, so that no two are always equal.
+    """
+    named = dict.fromkeys(axis for spec in signature.inputs for axis in spec.axes if isinstance(axis, str))
+    axes = [axis for axis in named if axis != BATCH_AXIS]
+    bounds = [signature.axes[axis] for axis in axes]
+    most = min((high for _, high in bounds if high is not None), default=max(lengths))
+    lengths = sorted({min(length, most) for length in lengths}) if axes else [1]
+    for mask in mask_patterns(signature):
+        for batch in batches if BATCH_AXIS in named else (1,):
+            for index, length in enumerate(lengths):
+                sizes = {BATCH_AXIS: batch} if BATCH_AXIS in named else {}
+                for offset, (axis, (low, high)) in enumerate(zip(axes, bounds, strict=True)):
+                    size = lengths[(index + offset) % len(lengths)]
+                    sizes[axis] = max(low, size if high is None else min(size, high))
+                yield Case(mask, batch, length, sizes)
+
+
+def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.random.Generator) -> Arrays:
+    """Random inputs of those sizes: integers in their range, normal floats, masks of the pattern."""
+    arrays: Arrays = {}
+    for spec in signature.inputs:
+        shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes)
+        if spec.kind == "mask":
+            arrays[spec.name] = make_mask(spec, shape, mask, rng)
+        elif spec.dtype == "bool":
+            arrays[spec.name] = rng.random(shape) < 0.5
+        elif spec.dtype.startswith("int"):
+            arrays[spec.name] = rng.integers(spec.low, spec.high, shape).astype(spec.dtype)
+        else:
+            arrays[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+    for spec in signature.inputs:
+        if spec.pad is not None:
+            arrays[spec.name] = _pad(spec, arrays, signature)
+    return arrays
+
+
+def make_mask(spec: TensorSpec, shape: tuple[int, ...], mask: str, rng: np.random.Generator) -> np.ndarray:
+    """A mask of the pattern; its last axis counts keys, the one before it queries where it has three axes or more."""
+    keys = shape[-1]
+    batch = shape[0] if spec.axes[0] == BATCH_AXIS else 1
+    kept = np.ones((batch, keys), dtype=bool)
+    if mask == "right":
+        kept[:, max(1, keys * 2 // 3) :] = False
+    elif mask == "left":
+        kept[:, : keys - max(1, keys * 2 // 3)] = False
+    elif mask in ("ragged", "sample"):
+        kept = np.arange(keys) < rng.integers(1, keys + 1, batch)[:, None]
+    elif mask == "holes":
+        kept = rng.random((batch, keys)) < 0.6
+        kept[np.arange(batch), rng.integers(0, keys, batch)] = True
+    if mask == "sample":
+        kept[-1] = False
+    if spec.axes[0] == BATCH_AXIS:
+        kept = kept.reshape(batch, *(1 for _ in shape[1:-1]), keys)
+    else:
+        kept = kept[0]
+    full = np.broadcast_to(kept, shape).copy()
+    if mask == "row" and len(shape) >= 3:
+        full[..., rng.integers(shape[-2]), :] = False
+    return full.astype(spec.dtype)
+
+
+def _pad(spec: TensorSpec, arrays: Arrays, signature: Signature) -> np.ndarray:
+    """The input with `pad` under every 0 of the first mask and nowhere else."""
+    values = arrays[spec.name].copy()
+    other = spec.low if spec.low != spec.pad else spec.low + 1
+    values[values == spec.pad] = other
+    mask = next(s for s in signature.inputs if s.kind == "mask")
+    kept = arrays[mask.name] != 0
+    while kept.ndim > values.ndim:
+        kept = kept.any(axis=1)
+    return np.where(kept, values, spec.pad).astype(spec.dtype)

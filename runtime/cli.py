@@ -1,0 +1,354 @@
+"""The command `isoformer`. Exit status: 0 done, 1 a mismatch found, 2 a mistake of the user's or a broken package."""
+
+import importlib
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from isoformer.runtime import bench as benchmark
+from isoformer.runtime import tasks
+from isoformer.runtime.errors import InputError, IsoformerError
+from isoformer.runtime.package import Package, load
+from isoformer.runtime.parity import Report, by_mask_and_length
+from isoformer.runtime.providers import ProviderName
+from isoformer.runtime.session import Session
+from isoformer.runtime.verify import verify as run_checks
+
+app = typer.Typer(
+    name="isoformer",
+    help="Masked attention, written once in PyTorch, shipped as ONNX, proven to compute the same.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(soft_wrap=False)
+err = Console(stderr=True)
+
+PackagePath = Annotated[Path, typer.Argument(metavar="PACKAGE", help="a package folder")]
+Provider = Annotated[ProviderName, typer.Option(help="execution provider; never falls back to another")]
+Threads = Annotated[int | None, typer.Option(help="threads of one operator (default: one a core)")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object a line")]
+
+
+def main() -> None:
+    """Runs the command line; every error meant for people becomes one line on standard error."""
+    try:
+        app()
+    except IsoformerError as error:
+        print(f"isoformer: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("isoformer: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="the package folder to write")],
+    model: Annotated[
+        str, typer.Option("-m", "--model", help="a checkpoint folder, a family's name (random weights), module:callable")
+    ],
+    task: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that it was saved for")] = None,
+    opset: Annotated[int, typer.Option(help="ONNX opset, 20 to 25; below 23 attention is taken apart")] = 23,
+    precision: Annotated[str, typer.Option(help="fp32")] = "fp32",
+    option: Annotated[
+        list[str] | None, typer.Option("-o", "--option", metavar="NAME=VALUE", help="set a field of the configuration")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace the package at OUTPUT")] = False,
+) -> None:
+    """Write MODEL to OUTPUT as a package, verified against PyTorch in float64."""
+    if precision != "fp32":
+        raise InputError(f"precision {precision!r} is not supported; there is fp32")
+    source = _export_half("source")
+    package_writer = _export_half("package")
+    package_writer.refuse_taken(output, force=force)
+    found = source.resolve(model, task, option or [])
+    for line in found.notes:
+        err.print(line, highlight=False)
+    with _progress() as show:
+        package = _export_half("exporter").export(
+            found.model,
+            found.signature,
+            output,
+            task=found.task,
+            opset=opset,
+            files=found.files,
+            provenance=found.provenance,
+            force=force,
+            progress=show,
+        )
+    for runtime, entry in package.manifest["parity"].items():
+        out.print(
+            f"{runtime}: {entry['cases']} cases, {entry['values']:,} values within the bound, "
+            f"the largest error at {entry['worst_share_of_bound']:.2f} of it",
+            highlight=False,
+        )
+    out.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    package: PackagePath,
+    provider: Provider = "cpu",
+    runtime: Annotated[str, typer.Option(help="ort, reference (the ONNX reference evaluator), or all")] = "all",
+    threads: Threads = None,
+    seed: Annotated[int | None, typer.Option(help="of the fresh cases; by default another each time")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay the parity checks that PACKAGE carries, and check fresh cases. Exit status 1: a mismatch."""
+    if runtime not in ("ort", "reference", "all"):
+        raise InputError(f"runtime {runtime!r} is not one of ort, reference, all")
+    loaded = load(package)
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    report = Report()
+    with _progress() as show:
+        for name, run, small in _runtimes(loaded, runtime, provider, threads):
+            total = len(loaded.manifest["golden"]) + len(loaded.manifest["grid"])
+            done = iter(range(1, 10**9))
+            part = run_checks(
+                loaded,
+                run,
+                name,
+                seed=seed,
+                small=small,
+                progress=lambda case, name=name, done=done: show(name, min(next(done), total), total),
+            )
+            if not part.comparisons:
+                raise IsoformerError(f"{name}: there was nothing to compare in {package}")
+            report.comparisons += part.comparisons
+    if as_json:
+        for comparison in report.comparisons:
+            print(json.dumps(comparison.to_dict()))
+        print(json.dumps(report.summary() | {"seed": seed, "package": str(package)}))
+    else:
+        _print_report(report, seed)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    package: PackagePath,
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="[INPUT]...", help="texts")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="a file of texts, one a line")] = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="cut texts that are too long for the model")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do PACKAGE's task on texts: arguments, the lines of a file, or the lines of standard input."""
+    texts = _texts(inputs or [], file)
+    loaded = load(package)
+    task = tasks.of(loaded)
+    session = Session(loaded, provider, threads=threads)
+    with _progress() as show:
+        done = 0
+
+        def step(count: int) -> None:
+            nonlocal done
+            done += count
+            show("texts", done, len(texts))
+
+        results = task.run(session, texts, truncate=truncate, progress=step)
+    if as_json:
+        for result in results:
+            print(json.dumps(result, ensure_ascii=False))
+    else:
+        task.show(results, out)
+
+
+@app.command()
+def inspect(package: PackagePath, as_json: AsJson = False) -> None:
+    """Show what PACKAGE is: inputs and outputs, operators, precision, parity, provenance."""
+    loaded = load(package)
+    manifest = loaded.manifest
+    if as_json:
+        print(json.dumps({key: value for key, value in manifest.items() if key not in ("grid", "golden")}))
+        return
+    facts = Table(show_header=False, box=None)
+    for name, value in _facts(loaded):
+        facts.add_row(f"[bold]{name}[/bold]", value)
+    out.print(facts)
+    edges = Table(title="inputs and outputs", title_justify="left")
+    for column in ("", "name", "dtype", "axes", "values"):
+        edges.add_column(column, overflow="fold")
+    for kind, specs in (("in", loaded.signature.inputs), ("out", loaded.signature.outputs)):
+        for spec in specs:
+            values = "0 and 1" if spec.kind == "mask" else "" if spec.high is None else f"{spec.low} to {spec.high - 1}"
+            default = "" if spec.default is None else f"{', ' if values else ''}default {spec.default}"
+            edges.add_row(kind, spec.name, spec.dtype, ", ".join(map(str, spec.axes)), values + default)
+    out.print(edges)
+    out.print("operators: " + ", ".join(f"{name} {n}" for name, n in manifest["operators"].items()), highlight=False)
+    for runtime, entry in manifest["parity"].items():
+        _print_matrix(runtime, entry["by_mask_and_length"])
+
+
+@app.command()
+def bench(
+    package: PackagePath,
+    batch: Annotated[str, typer.Option(help="batch sizes, with commas")] = "1,8",
+    length: Annotated[str, typer.Option(help="sequence lengths, with commas")] = "16,128",
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure PACKAGE on this machine: latency, tokens a second, memory."""
+    batches, lengths = _numbers("--batch", batch), _numbers("--length", length)
+    session = Session(package, provider, threads=threads)
+    rows = []
+    with _progress() as show:
+        for row in benchmark.measure(session, batches, lengths):
+            rows.append(row)
+            show("measuring", len(rows), len(batches) * len(lengths))
+            if as_json:
+                print(json.dumps(row), flush=True)
+    if as_json:
+        return
+    table = Table()
+    for name in ("batch", "length", "median ms", "p90 ms", "tokens/s", "peak MB"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["batch"]),
+            str(row["length"]),
+            f"{row['median_ms']:.2f}",
+            f"{row['p90_ms']:.2f}",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['peak_mb']:.0f}",
+        )
+    out.print(table)
+
+
+def _export_half(name: str) -> ModuleType:
+    """A module of isoformer.export, which only some commands need and which needs torch."""
+    try:
+        return importlib.import_module(f"isoformer.export.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors"):
+            raise IsoformerError(f"{error.name} is not installed: pip install 'isoformer[export]'") from None
+        raise
+
+
+def _runtimes(package: Package, runtime: str, provider: ProviderName, threads: int | None) -> Iterator[tuple]:
+    """(name, run, small cases only) of each runtime that was asked for; "all" leaves out what is not installed."""
+    if runtime in ("ort", "all"):
+        yield f"onnxruntime {provider}", Session(package, provider, threads=threads).run, False
+    if runtime in ("reference", "all"):
+        try:
+            reference = _export_half("reference")
+        except IsoformerError:
+            if runtime == "reference":
+                raise
+            return
+        yield reference.NAME, reference.runner(package.model), True
+
+
+def _print_report(report: Report, seed: int) -> None:
+    for runtime in dict.fromkeys(c.runtime for c in report.comparisons):
+        part = [c for c in report.comparisons if c.runtime == runtime]
+        _print_matrix(runtime, by_mask_and_length(part))
+        for check in ("golden", "relation"):
+            some = Report([c for c in part if c.check == check])
+            if some.comparisons:
+                out.print(
+                    f"{runtime}: {some.cases} {check} cases, largest error {some.worst():.2f} of its bound",
+                    highlight=False,
+                )
+    for failure in report.failures[:20]:
+        out.print(f"[red]FAILED[/red] {failure.line()}", highlight=False, soft_wrap=True)
+    if len(report.failures) > 20:
+        out.print(f"[red]FAILED[/red] … and {len(report.failures) - 20} more", highlight=False)
+    verdict = "[green]PASSED[/green]" if report.passed else "[red]FAILED[/red]"
+    out.print(
+        f"{verdict}: {report.cases} cases, {report.values:,} values compared, {len(report.failures)} failures "
+        f"(fresh cases: --seed {seed})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_matrix(runtime: str, matrix: dict[str, dict[str, float]]) -> None:
+    """mask × length: the largest error as a share of its bound; over 1 is a failure."""
+    lengths = list(dict.fromkeys(length for cells in matrix.values() for length in cells))
+    table = Table(title=f"{runtime}: largest error as a share of its bound", title_justify="left")
+    table.add_column("mask")
+    for length in lengths:
+        table.add_column(f"length {length}", justify="right")
+    for mask, cells in matrix.items():
+        shares = [cells.get(length) for length in lengths]
+        table.add_row(mask, *("" if s is None else f"{s:.2f}" if s <= 1 else f"[red]{s:.2g}[/red]" for s in shares))
+    out.print(table)
+
+
+def _facts(package: Package) -> Iterator[tuple[str, str]]:
+    manifest = package.manifest
+    yield "package", f"{manifest['name']} at {package.path}"
+    yield "task", package.task.get("name", "none")
+    if "family" in manifest:
+        yield "family", manifest["family"]
+    for key, value in (manifest.get("source") or {}).items():
+        yield key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value)
+    yield "parameters", f"{manifest['parameters']:,}"
+    yield "precision", f"{manifest['precision']}, ONNX opset {manifest['opset']}"
+    yield "padding", f"on the {' or '.join(package.signature.padding)} never changes an answer"
+    yield "made with", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    for name, entry in manifest["tolerances"].items():
+        yield f"tolerance of {name}", f"{entry['absolute']:.1e}, {entry['factor']:g} times PyTorch float32's own error"
+
+
+def _texts(inputs: list[str], file: Path | None) -> list[str]:
+    if inputs and file:
+        raise InputError("give texts or --file, not both")
+    if file is not None:
+        try:
+            inputs = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} cannot be read as UTF-8 text: {error}") from None
+    elif not inputs and not sys.stdin.isatty():
+        inputs = sys.stdin.read().splitlines()
+    if not inputs:
+        raise InputError("there is no input: give texts, --file, or lines on standard input")
+    return inputs
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} takes whole numbers with commas, not {text!r}") from None
+    if min(numbers) < 1:
+        raise InputError(f"{option} takes numbers from 1, not {text!r}")
+    return numbers
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A function (stage, done, total) that draws a bar on standard error, where that is a terminal."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        stages: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages[stage] = bar.add_task(stage, total=total)
+            bar.update(stages[stage], completed=done)
+
+        yield show
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Packages as the runtime reads them: one folder, one manifest, every file under its digest."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from isoformer.runtime.errors import PackageError
+from isoformer.runtime.onnx_file import external_files, read_tensor
+
+MANIFEST = "isoformer.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output, as the manifest's signature states it (see `isoformer.models.signature`)."""
+
+    name: str
+    dtype: str
+    axes: tuple[str | int, ...]
+    kind: str = "value"
+    low: int = 0
+    high: int | None = None
+    pad: int | None = None
+    default: float | None = None
+
+    @classmethod
+    def read(cls, data: dict[str, Any]) -> "TensorSpec":
+        return cls(**{**data, "axes": tuple(data["axes"])})
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs in the graph's order; `axes` maps a named axis to its (min, max or None)."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    axes: dict[str, tuple[int, int | None]]
+    padding: tuple[str, ...]
+
+    @classmethod
+    def read(cls, data: dict[str, Any]) -> "Signature":
+        return cls(
+            tuple(TensorSpec.read(spec) for spec in data["inputs"]),
+            tuple(TensorSpec.read(spec) for spec in data["outputs"]),
+            {name: (axis["min"], axis["max"]) for name, axis in data["axes"].items()},
+            tuple(data["padding"]),
+        )
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package whose manifest and digests have been checked."""
+
+    path: Path
+    manifest: dict[str, Any]
+    signature: Signature
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.onnx"
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The task and its settings, {} for a package that has none."""
+        return self.manifest["task"] or {}
+
+    def golden(self) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """The golden vectors: name of the set, inputs and reference outputs by name."""
+        for name in self.manifest["golden"]:
+            yield (
+                name,
+                {s.name: read_tensor(self.path / name / f"input_{i}.pb") for i, s in enumerate(self.signature.inputs)},
+                {
+                    s.name: read_tensor(self.path / name / f"output_{i}.pb")
+                    for i, s in enumerate(self.signature.outputs)
+                },
+            )
+
+
+def load(path: str | Path) -> Package:
+    """Reads a package and checks it whole: schema version, every file's SHA-256, external data inside the folder.
+
+    Raises PackageError that names the file that is missing, altered or outside.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    for name, digest in manifest["files"].items():
+        file = path / _inside(path, name)
+        if not file.is_file():
+            raise PackageError(f"{path} is broken: {name} is missing; export it again or copy it whole")
+        if sha256(file) != digest:
+            raise PackageError(f"{path} is broken: {name} is not the file that was exported (SHA-256 differs)")
+    if "model.onnx" not in manifest["files"]:
+        raise PackageError(f"{path} is broken: {MANIFEST} does not list model.onnx")
+    for name in manifest["files"]:
+        if name.endswith(".onnx"):
+            for location in external_files(path / name):
+                relative = (PurePosixPath(name).parent / location).as_posix()
+                if _inside(path, relative) not in manifest["files"]:
+                    raise PackageError(f"{path}: {name} refers to {location!r}, which {MANIFEST} does not list")
+    try:
+        return Package(path, manifest, Signature.read(manifest["signature"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PackageError(f"{path / MANIFEST}: the signature cannot be read ({error})") from None
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise PackageError(f"{path} is not a package: no such folder (make one with: isoformer export -m MODEL {path})")
+    if not file.is_file():
+        raise PackageError(f"{path} is not a package: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+        raise PackageError(f"{file} is not a manifest: it has no schema number")
+    if manifest["schema"] != SCHEMA:
+        raise PackageError(f"{file} has schema {manifest['schema']}; this isoformer reads {SCHEMA}: install its version")
+    lacking = sorted({"files", "golden", "signature", "task", "tolerances"} - manifest.keys())
+    if lacking:
+        raise PackageError(f"{file} lacks {', '.join(lacking)}")
+    if not isinstance(manifest["files"], dict):
+        raise PackageError(f"{file}: `files` is not an object of names and digests")
+    return manifest
+
+
+def _inside(path: Path, name: str) -> str:
+    """The name if it leads to a place in the folder, also after symbolic links; else PackageError."""
+    pure = PurePosixPath(name)
+    target = (path / name).resolve()
+    if pure.is_absolute() or ".." in pure.parts or not target.is_relative_to(path.resolve()):
+        raise PackageError(f"{path}: {name!r} leads out of the package; it is refused")
+    return pure.as_posix()

@@ -1,0 +1,99 @@
+"""Execution providers: what each is called in ONNX Runtime and how it is set up. None falls back in silence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from isoformer.runtime.errors import IsoformerError, ProviderError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+ProviderName = Literal["cpu", "cuda"]
+PROVIDERS: tuple[str, ...] = get_args(ProviderName)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """ONNX Runtime's name for a provider, its options, and graph optimizers that make it slower."""
+
+    full_name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    disabled_optimizers: tuple[str, ...] = ()
+
+
+_PROVIDERS = {
+    # The fused SkipLayerNormalization is slower than Add and LayerNormalization on the CPU: see
+    # docs/decisions/optimizers.md.
+    "cpu": Provider("CPUExecutionProvider", disabled_optimizers=("SkipLayerNormFusion",)),
+    # TF32 would round every product to 10 bits of mantissa; a float32 graph computes in float32.
+    "cuda": Provider("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+
+# Operators that compute shapes and indices: ONNX Runtime keeps them on the CPU by design.
+_SHAPE_OPERATORS = {"Shape", "Concat", "Gather", "Slice", "Unsqueeze", "Squeeze", "Cast", "Range", "Add", "Mul", "Sub"}
+_SHAPE_OPERATORS |= {"Constant", "ConstantOfShape", "Reshape", "Expand", "Equal", "Where", "ReduceProd", "Max", "Min"}
+
+
+def onnxruntime_module() -> Any:
+    """The onnxruntime module; IsoformerError says how to install one."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        raise IsoformerError(
+            "onnxruntime is not installed: pip install 'isoformer[cpu]' (or 'isoformer[gpu]' for CUDA)"
+        ) from None
+    return onnxruntime
+
+
+def open_session(
+    model: str, provider: str = "cpu", threads: int | None = None, profile: bool = False
+) -> onnxruntime.InferenceSession:
+    """An InferenceSession that runs on the provider that was asked for, or ProviderError."""
+    ort = onnxruntime_module()
+    if provider not in _PROVIDERS:
+        raise ProviderError(f"provider {provider!r} is not one of {', '.join(PROVIDERS)}")
+    chosen = _PROVIDERS[provider]
+    if chosen.full_name not in ort.get_available_providers():
+        raise ProviderError(
+            f"this onnxruntime has no {chosen.full_name}: pip install 'isoformer[gpu]' "
+            "(after pip uninstall onnxruntime; the two overwrite each other), or use --provider cpu"
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised, once, in words of ours
+    options.enable_profiling = profile
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if provider != "cpu":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        ort.preload_dlls()
+    session = ort.InferenceSession(
+        model,
+        sess_options=options,
+        providers=[(chosen.full_name, chosen.options)],
+        disabled_optimizers=list(chosen.disabled_optimizers),
+    )
+    if provider != "cpu":
+        _refuse_fallback(session, chosen)
+    return session
+
+
+def _refuse_fallback(session: onnxruntime.InferenceSession, chosen: Provider) -> None:
+    """Raises ProviderError when the session, or one of its computing nodes, landed on another provider."""
+    if chosen.full_name not in session.get_providers():
+        raise ProviderError(
+            f"{chosen.full_name} did not start (is there a GPU, its driver, CUDA 13 and cuDNN 9?); use --provider cpu"
+        )
+    session.disable_fallback()
+    strayed = {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != chosen.full_name
+        for node in part.get_nodes()
+        if node.op_type not in _SHAPE_OPERATORS
+    }
+    if strayed:
+        raise ProviderError(f"{chosen.full_name} does not run {', '.join(sorted(strayed))} of this graph")

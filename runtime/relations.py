@@ -1,0 +1,116 @@
+"""Equalities that must hold between two runs of one package, on inputs that nobody has seen before.
+
+They need no reference, so they can be checked anywhere. Each side may be off by the package's
+tolerance, so the two may differ by twice that.
+
+alone     a row of a batch equals the same row run alone, also beside a fully masked neighbour
+padded    a sequence equals itself with padding on a side on which the signature says that it is ignored
+content   what stands under the mask changes nothing for the rest
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from isoformer.runtime.cases import BATCH_AXIS, Arrays, sample
+from isoformer.runtime.errors import IsoformerError
+from isoformer.runtime.package import Signature
+from isoformer.runtime.parity import Comparison, compare
+
+ROWS = 3
+LONGEST = 128
+
+Pairs = Iterator[tuple[str, Arrays, Arrays]]
+
+
+def relations(
+    signature: Signature,
+    tolerances: dict[str, float],
+    run: Callable[[Arrays], Arrays],
+    runtime: str,
+    rng: np.random.Generator,
+) -> Iterator[Comparison]:
+    """The comparisons of every relation that the signature lets one state, at three fresh lengths."""
+    if any(spec.axes[:1] != (BATCH_AXIS,) for spec in (*signature.inputs, *signature.outputs)):
+        return  # rows of the batch cannot be told apart
+    axis = key_axis(signature)
+    named = [name for name in signature.axes if name != BATCH_AXIS]
+    for _ in range(3):
+        sizes = {name: int(rng.integers(max(2, low), min(high or LONGEST, LONGEST) + 1)) for name, (low, high) in
+                 ((name, signature.axes[name]) for name in named)}  # fmt: skip
+        sizes[BATCH_AXIS] = ROWS
+        label = "x".join(str(size) for size in (ROWS, *(sizes[name] for name in named)))
+        try:
+            pairs = list(_alone(signature, sizes, run, rng))
+            if axis:
+                pairs += _padded(signature, axis, sizes, run, rng)
+                pairs += _content(signature, axis, sizes, run, rng)
+        except IsoformerError as error:
+            yield Comparison(runtime, "relation", label, "run", 0, float("inf"), 0.0, str(error))
+            continue
+        for name, one, other in pairs:
+            for output, value in one.items():
+                yield compare(
+                    runtime, "relation", f"{name}-{label}", output, value, other[output], 2 * tolerances[output]
+                )
+
+
+def key_axis(signature: Signature) -> str | None:
+    """The axis along which sequences are padded: the keys of a (batch, keys) mask that is the only mask."""
+    masks = [spec for spec in signature.inputs if spec.kind == "mask"]
+    if len(masks) == 1 and len(masks[0].axes) == 2 and isinstance(masks[0].axes[1], str):
+        return masks[0].axes[1]
+    return None
+
+
+def _alone(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
+    inputs = sample(signature, sizes, "sample", rng)
+    together = run(inputs)
+    for row in range(ROWS):
+        one = {name: value[row : row + 1] for name, value in inputs.items()}
+        yield f"alone-{row}", {name: value[row : row + 1] for name, value in together.items()}, run(one)
+
+
+def _padded(signature: Signature, axis: str, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
+    length = sizes[axis]
+    inner = max(signature.axes[axis][0], length * 2 // 3)
+    inputs = sample(signature, sizes | {axis: inner}, "none", rng)
+    answer = run(inputs)
+    for side in signature.padding:
+        before = length - inner if side == "left" else 0
+        wide = sample(signature, sizes, "none", rng)
+        for spec in signature.inputs:
+            if axis in spec.axes:
+                place = _slice(spec.axes, axis, before, before + inner)
+                if spec.kind == "mask" or spec.pad is not None:
+                    wide[spec.name][:] = 0 if spec.kind == "mask" else spec.pad
+                wide[spec.name][place] = inputs[spec.name]
+        outputs = run(wide)
+        cut = {
+            spec.name: outputs[spec.name][_slice(spec.axes, axis, before, before + inner)] for spec in signature.outputs
+        }
+        yield f"padded-{side}", cut, answer
+
+
+def _content(signature: Signature, axis: str, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
+    if any(spec.pad is not None for spec in signature.inputs):
+        return  # what stands under the mask has a meaning for this model
+    inputs = sample(signature, sizes, "holes", rng)
+    fresh = sample(signature, sizes, "none", rng)
+    mask = next(spec.name for spec in signature.inputs if spec.kind == "mask")
+    kept = inputs[mask] != 0  # (batch, keys)
+    for spec in signature.inputs:
+        if spec.kind != "mask" and spec.axes[:2] == (BATCH_AXIS, axis):
+            where = kept.reshape(kept.shape + (1,) * (len(spec.axes) - 2))
+            fresh[spec.name] = np.where(where, inputs[spec.name], fresh[spec.name])
+        else:
+            fresh[spec.name] = inputs[spec.name]
+    one, other = run(inputs), run(fresh)
+    for spec in signature.outputs:
+        if spec.axes[:2] == (BATCH_AXIS, axis):
+            one[spec.name], other[spec.name] = one[spec.name][kept], other[spec.name][kept]
+    yield "content", one, other
+
+
+def _slice(axes: tuple[str | int, ...], axis: str, start: int, stop: int) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) if name == axis else slice(None) for name in axes)

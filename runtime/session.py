@@ -1,0 +1,154 @@
+"""A package, ready to run: inputs are checked before ONNX Runtime sees them, outputs come back by name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from isoformer.runtime.errors import InputError, IsoformerError, PackageError
+from isoformer.runtime.package import Package, TensorSpec, load
+from isoformer.runtime.providers import ProviderName, open_session
+
+
+class Session:
+    """Runs the package at `path` on one provider.
+
+        session = Session("minilm")
+        outputs = session.run({"input_ids": ids, "attention_mask": mask})
+
+    path: a package folder, or a Package that `load` has checked. threads: of one operator; None
+    leaves the choice to ONNX Runtime (one a core).
+
+    Raises PackageError for a broken package and ProviderError when the provider does not run the
+    graph here; it never falls back to another.
+    """
+
+    def __init__(
+        self, path: str | Path | Package, provider: ProviderName = "cpu", *, threads: int | None = None
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; it must be at least 1")
+        self.package = path if isinstance(path, Package) else load(path)
+        self.provider = provider
+        self.signature = self.package.signature
+        self._inputs = {spec.name: spec for spec in self.signature.inputs}
+        self._outputs = [spec.name for spec in self.signature.outputs]
+        self._ort = _open(self.package, provider, threads)
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The outputs by name, all of them or the ones named.
+
+        inputs: arrays by name, of the dtype and rank that the signature states; a mask may have any
+        dtype that holds 0 and 1. Inputs with a default may be left out.
+
+        Raises InputError, one line, for a wrong name, dtype, rank, size or value.
+        """
+        feeds = check_inputs(self._inputs, self.signature.axes, inputs)
+        names = self._outputs if outputs is None else list(outputs)
+        unknown = [name for name in names if name not in self._outputs]
+        if unknown:
+            raise InputError(f"there is no output {', '.join(unknown)}; there are {', '.join(self._outputs)}")
+        try:
+            values = self._ort.run(names, feeds)
+        except Exception as error:  # ONNX Runtime's exceptions share no narrower base
+            raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
+        return dict(zip(names, values, strict=True))
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._ort
+
+
+def check_inputs(
+    specs: Mapping[str, TensorSpec], axes: Mapping[str, tuple[int, int | None]], inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The arrays to feed: every one checked, masks converted, defaults filled in. Raises InputError."""
+    unknown = inputs.keys() - specs.keys()
+    if unknown:
+        raise InputError(f"there is no input {', '.join(sorted(unknown))}; there are {', '.join(specs)}")
+    sizes: dict[str, int] = {}
+    feeds: dict[str, np.ndarray] = {}
+    absent: list[TensorSpec] = []
+    for name, spec in specs.items():
+        if name in inputs:
+            feeds[name] = _checked(spec, inputs[name], sizes, axes)
+        elif spec.default is None:
+            raise InputError(f"the input {name} is missing; it is {_describe(spec)}")
+        else:
+            absent.append(spec)
+    for spec in absent:
+        unbound = [axis for axis in spec.axes if isinstance(axis, str) and axis not in sizes]
+        if unbound:
+            raise InputError(f"the input {spec.name} is missing, and nothing tells its {', '.join(unbound)}")
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
+        feeds[spec.name] = np.full(shape, spec.default, spec.dtype)
+    return feeds
+
+
+def _checked(
+    spec: TensorSpec, array: np.ndarray, sizes: dict[str, int], axes: Mapping[str, tuple[int, int | None]]
+) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{spec.name} is a {type(array).__name__}; pass a numpy array, {_describe(spec)}")
+    if array.ndim != len(spec.axes):
+        raise InputError(f"{spec.name} has {array.ndim} axes, {array.shape}; it is {_describe(spec)}")
+    for axis, size in zip(spec.axes, array.shape, strict=True):
+        if isinstance(axis, int):
+            if size != axis:
+                raise InputError(f"{spec.name} has shape {array.shape}; it is {_describe(spec)}")
+            continue
+        if sizes.setdefault(axis, size) != size:
+            raise InputError(f"{spec.name} has {axis} {size}, but an earlier input has {sizes[axis]}")
+        low, high = axes[axis]
+        if size < low:
+            raise InputError(f"{spec.name} has shape {array.shape}: {axis} is {size}, the least is {low}")
+        if high is not None and size > high:
+            raise InputError(f"{spec.name} has {axis} {size}; this model takes {high} at most: truncate or split")
+    if spec.kind == "mask":
+        return _mask(spec, array)
+    if array.dtype != spec.dtype:
+        raise InputError(f"{spec.name} has dtype {array.dtype}; it is {_describe(spec)}")
+    if spec.high is not None and array.size and (array.min() < spec.low or array.max() >= spec.high):
+        raise InputError(
+            f"{spec.name} holds values from {array.min()} to {array.max()}; they go from {spec.low} to {spec.high - 1}"
+        )
+    return array
+
+
+def _mask(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
+    """The mask in the graph's dtype: the contract takes 0 and 1 of any dtype, and nothing else."""
+    if array.dtype == bool:
+        return array.astype(spec.dtype)
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{spec.name} has dtype {array.dtype}; it is {_describe(spec)}")
+    if array.dtype.kind in "iu":
+        wrong = array.size and (array.min() < 0 or array.max() > 1)
+    else:
+        wrong = not np.isin(array, (0, 1)).all()
+    if wrong:
+        raise InputError(f"{spec.name} holds values other than 0 and 1; 1 means that a key takes part")
+    return array.astype(spec.dtype, copy=False)
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{spec.dtype} ({', '.join(str(axis) for axis in spec.axes)})"
+
+
+def _open(package: Package, provider: str, threads: int | None):
+    try:
+        return open_session(str(package.model), provider, threads)
+    except IsoformerError:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions share no narrower base
+        raise PackageError(f"ONNX Runtime cannot open {package.model}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, without ONNX Runtime's own prefix."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text.removeprefix("[ONNXRuntimeError] : ")

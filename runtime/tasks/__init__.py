@@ -1,0 +1,27 @@
+"""What a package can be asked to do. One file a task, named as the task with `_` for `-`; each gives
+
+    run(session, texts, *, truncate, progress) -> list of JSON-ready dicts, one an input, in order
+    show(results, console) -> None        prints them for people
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from isoformer.runtime.errors import PackageError
+from isoformer.runtime.package import Package
+
+
+def names() -> list[str]:
+    """The tasks that there are, sorted."""
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+
+
+def of(package: Package) -> ModuleType:
+    """The module of the package's task; PackageError when it has none or one that is not known."""
+    name = package.task.get("name")
+    if name is None:
+        raise PackageError(f"{package.path} has no task; run it through isoformer.runtime.Session")
+    if name not in names():
+        raise PackageError(f"{package.path} is for the task {name!r}; this isoformer has {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

@@ -1,0 +1,61 @@
+"""classify: which of the model's classes a text belongs to."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isoformer.runtime.session import Session
+from isoformer.runtime.text import TextEncoder, run_batches
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(
+    session: Session,
+    texts: Sequence[str],
+    *,
+    truncate: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[dict[str, Any]]:
+    """[{"input": text, "label": the best, "scores": {label: score}}, …]
+
+    Scores are probabilities that sum to 1, or one of its own for each label (multi_label), or the
+    model's numbers as they are (regression).
+    """
+    encoder = TextEncoder(session, truncate=truncate)
+    task = session.package.task
+    results: list[dict[str, Any]] = [{} for _ in texts]
+    for index, _, logits in run_batches(session, encoder, texts, "logits", progress=progress):
+        scores = to_scores(logits.astype(np.float64), task["problem"])
+        results[index] = {
+            "input": texts[index],
+            "label": task["labels"][int(scores.argmax())],
+            "scores": dict(zip(task["labels"], scores.tolist(), strict=True)),
+        }
+    return results
+
+
+def to_scores(logits: np.ndarray, problem: str) -> np.ndarray:
+    """softmax for single_label, sigmoid for multi_label, the numbers themselves for regression."""
+    if problem == "regression":
+        return logits
+    if problem == "multi_label":
+        return np.exp(-np.logaddexp(0, -logits))
+    exponents = np.exp(logits - logits.max())
+    return exponents / exponents.sum()
+
+
+def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
+    """A table of each text's best labels."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("text", overflow="fold")
+    table.add_column("label")
+    table.add_column("score", justify="right")
+    for result in results:
+        best = sorted(result["scores"].items(), key=lambda item: -item[1])[:3]
+        table.add_row(result["input"], "\n".join(k for k, _ in best), "\n".join(f"{v:.4f}" for _, v in best))
+    console.print(table)

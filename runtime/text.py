@@ -1,0 +1,96 @@
+"""Text to token ids with the package's own tokenizer.json, and lists of texts to batches and back."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from isoformer.runtime.cases import Arrays
+from isoformer.runtime.errors import InputError, PackageError
+from isoformer.runtime.session import Session
+
+BATCH_SIZE = 32
+
+
+class TextEncoder:
+    """Makes the inputs of a text model: ids, mask, and token types where the model has them.
+
+    truncate: cut a text that is too long for the model; otherwise it is an InputError.
+    Raises PackageError when the package has no tokenizer.
+    """
+
+    def __init__(self, session: Session, *, truncate: bool = False) -> None:
+        package = session.package
+        file = package.path / "tokenizer.json"
+        if not file.is_file():
+            raise PackageError(f"{package.path} has no tokenizer.json, so it takes no text; feed ids through Session")
+        self.tokenizer = Tokenizer.from_file(str(file))
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.session = session
+        self.limit = session.signature.axes.get("sequence_length", (1, None))[1]
+        if truncate and self.limit is not None:
+            self.tokenizer.enable_truncation(self.limit)
+        config = package.path / "tokenizer_config.json"
+        self.config = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        self.pad_id = self.special("pad", ("[PAD]", "<pad>")) or 0
+
+    def special(self, kind: str, usual: Sequence[str]) -> int | None:
+        """The id of the special token that tokenizer_config.json names, or of the first usual one that exists."""
+        named = self.config.get(f"{kind}_token")
+        named = named.get("content") if isinstance(named, dict) else named
+        for token in (*([named] if isinstance(named, str) else []), *usual):
+            number = self.tokenizer.token_to_id(token)
+            if number is not None:
+                return number
+        return None
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """The texts' tokens. Raises InputError for one that is longer than the model takes."""
+        encodings = self.tokenizer.encode_batch(list(texts))
+        for text, encoding in zip(texts, encodings, strict=True):
+            if self.limit is not None and len(encoding.ids) > self.limit:
+                raise InputError(
+                    f"{text[:40]!r}… has {len(encoding.ids)} tokens; this model takes {self.limit} at most: "
+                    "split it, or pass --truncate (truncate=True) to cut it"
+                )
+            if not encoding.ids:
+                raise InputError(f"{text!r} has no tokens")
+        return encodings
+
+    def inputs(self, encodings: Sequence[Encoding]) -> Arrays:
+        """One batch, padded on the right to its longest text."""
+        shape = (len(encodings), max(len(encoding.ids) for encoding in encodings))
+        columns = {
+            "input_ids": np.full(shape, self.pad_id, np.int64),
+            "attention_mask": np.zeros(shape, np.int64),
+            "token_type_ids": np.zeros(shape, np.int64),
+        }
+        for row, encoding in enumerate(encodings):
+            length = len(encoding.ids)
+            columns["input_ids"][row, :length] = encoding.ids
+            columns["attention_mask"][row, :length] = 1
+            columns["token_type_ids"][row, :length] = encoding.type_ids
+        wanted = {spec.name for spec in self.session.signature.inputs}
+        return {name: column for name, column in columns.items() if name in wanted}
+
+
+def run_batches(
+    session: Session,
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    output: str,
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[tuple[int, Encoding, np.ndarray]]:
+    """(index, tokens, row of `output`) of each text; texts of like length share a batch, so the order is theirs."""
+    encodings = encoder.encode(texts)
+    order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        rows = session.run(encoder.inputs([encodings[i] for i in chosen]), [output])[output]
+        for index, row in zip(chosen, rows, strict=True):
+            yield index, encodings[index], row
+        progress(len(chosen))

@@ -1,0 +1,92 @@
+"""`isoformer verify`: replays what a package carries and holds it to relations on fresh inputs.
+
+golden    the whole outputs of a few cases, in ONNX's own test-runner convention
+grid      batch × length × mask: inputs and sampled values of the float64 reference (parity.npz)
+relation  see `relations.py`
+
+None of them needs torch: the reference was computed when the package was exported.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from isoformer.runtime.cases import Arrays
+from isoformer.runtime.errors import IsoformerError, PackageError
+from isoformer.runtime.package import Package
+from isoformer.runtime.parity import Comparison, Report, compare, sample_indices
+from isoformer.runtime.relations import relations
+
+GRID_FILE = "parity.npz"
+# The ONNX reference evaluator computes in plain numpy: it takes the cases of up to this many values in an input.
+SMALL = 64
+
+
+def verify(
+    package: Package,
+    run: Callable[[Arrays], Arrays],
+    runtime: str,
+    *,
+    seed: int,
+    small: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Every check of the package through `run`, which takes and returns arrays by name.
+
+    runtime: what `run` is called in the report. small: golden and grid cases of up to SMALL tokens only.
+    progress: called with the name of each case.
+    """
+    report = Report()
+    for check, cases in (("golden", package.golden()), ("grid", read_grid(package))):
+        for name, inputs, outputs in cases:
+            if small and max(array.size for array in inputs.values()) > SMALL:
+                continue
+            progress(name)
+            report.comparisons += _replay(package.manifest[check][name], run, (runtime, check, name), inputs, outputs)
+    if not small:
+        tolerances = {name: entry["absolute"] for name, entry in package.manifest["tolerances"].items()}
+        for comparison in relations(package.signature, tolerances, run, runtime, np.random.default_rng(seed)):
+            progress(comparison.case)
+            report.comparisons.append(comparison)
+    return report
+
+
+def read_grid(package: Package) -> Iterator[tuple[str, Arrays, Arrays]]:
+    """The grid's cases: name, inputs, sampled values of the reference outputs.
+
+    Raises PackageError when parity.npz cannot be read or lacks an array.
+    """
+    path = package.path / GRID_FILE
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in package.manifest["grid"]:
+                yield (
+                    name,
+                    {spec.name: arrays[f"{name}/{spec.name}"].astype(spec.dtype) for spec in package.signature.inputs},
+                    {spec.name: arrays[f"{name}/{spec.name}"] for spec in package.signature.outputs},
+                )
+    except (OSError, KeyError, ValueError) as error:
+        raise PackageError(f"{path} cannot be read: {error}") from None
+
+
+def _replay(
+    recorded: dict[str, dict],
+    run: Callable[[Arrays], Arrays],
+    where: tuple[str, str, str],
+    inputs: Arrays,
+    outputs: Arrays,
+) -> Iterator[Comparison]:
+    """The candidate's outputs against the reference's, within the bounds that the export recorded."""
+    try:
+        candidate = run(inputs)
+    except IsoformerError as error:
+        yield Comparison(*where, "run", 0, float("inf"), 0.0, str(error))
+        return
+    for name, reference in outputs.items():
+        value, shape, allowed = candidate[name], tuple(recorded[name]["shape"]), recorded[name]["bound"]
+        if value.shape == shape and reference.shape != shape:
+            # Every value must be finite, and the sampled ones close.
+            finite = np.isfinite(value).all()
+            value = value.reshape(-1)
+            value = value[sample_indices(value.size)] if finite else np.full_like(reference, np.nan)
+        yield compare(*where, name, value, reference, allowed)
