@@ -1,11 +1,13 @@
 """Latency of MiniLM's real weights: isoformer beside PyTorch, each engine in a process of its own.
 
-    make bench            # or: python -m benchmarks.latency [--rounds 3] [--out FILE.jsonl]
+    make bench            # or: python -m benchmarks.latency [--turns 10] [--out FILE.jsonl]
 
-Engines take turns, round after round; a figure is the median over all rounds. JSON lines: one object
-an engine, shape and round, then one an engine and shape with the ratio to the faster of PyTorch eager
-and torch.compile. Every engine is given the same inputs and computes the same outputs (last hidden
-state and normalised mean); what it answers is compared with the first engine's.
+The engines' processes live side by side and take short turns, one working while the others sleep, so
+that a machine whose speed drifts slows all of them alike. JSON lines: machine and versions; one
+object an engine, shape and turn; one an engine and shape with the median over all turns and, turn by
+turn, how many times faster it was than the faster of PyTorch eager and torch.compile. Every engine is
+given the same inputs and computes the same outputs (last hidden state and normalised mean), and what
+it answers is compared with the first engine's.
 """
 
 import argparse
@@ -21,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from isoformer.runtime.bench import peak_mb, time_runs
 
@@ -104,54 +109,74 @@ ENGINES: dict[str, Callable[[Path], Callable[[Inputs], np.ndarray]]] = {
     "torch-compile": torch_compile,
 }
 BASELINES = ("torch-eager", "torch-compile")
+TURN_SECONDS = 0.4
 
 
 def worker(engine: str, package: Path) -> None:
-    """Measures one engine at every shape; prints a JSON object for each."""
+    """Reads the number of a shape a line, measures one turn at it, prints a JSON object; ends with its input."""
     run = ENGINES[engine](package)
-    for batch, length, real in SHAPES:
+    for line in sys.stdin:
+        batch, length, real = SHAPES[int(line)]
         inputs = make_inputs(batch, length, real)
         answer = run(inputs)
-        times = time_runs(lambda inputs=inputs: run(inputs))
+        times = time_runs(lambda inputs=inputs: run(inputs), least_runs=3, least_seconds=TURN_SECONDS)
         row = {"engine": engine, "batch": batch, "length": length, "real_tokens": real}
         row |= {"median_ms": float(np.median(times)) * 1e3, "p90_ms": float(np.quantile(times, 0.9)) * 1e3}
-        print(json.dumps(row | {"runs": len(times), "peak_mb": peak_mb(), "answer": answer[:, :8].tolist()}), flush=True)
+        print(
+            json.dumps(row | {"runs": len(times), "peak_mb": peak_mb(), "answer": answer[:, :8].tolist()}), flush=True
+        )
 
 
-def rounds(package: Path, engines: list[str], count: int) -> Iterator[dict[str, Any]]:
-    """Every engine in its own process, one after the other, `count` times over."""
-    for number in range(count):
-        for engine in engines:
-            command = [sys.executable, "-m", "benchmarks.latency", "--worker", engine, "--package", str(package)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
-            if done.returncode:
-                sys.exit(f"{engine} failed:\n{done.stderr}")
-            for line in done.stdout.splitlines():
-                if line.startswith("{"):
-                    yield json.loads(line) | {"round": number}
+def turns(package: Path, engines: list[str], shapes: list[int], count: int) -> Iterator[dict[str, Any]]:
+    """Each shape in turn: `count` turns of every engine, and one before them that is not counted."""
+    workers = {
+        engine: subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "benchmarks.latency", "--worker", engine, "--package", str(package)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for engine in engines
+    }
+    try:
+        for shape in track(shapes, description="shapes", console=Console(stderr=True)):
+            for number in range(-1, count):
+                for engine, process in workers.items():
+                    print(shape, file=process.stdin, flush=True)
+                    reply = process.stdout.readline() if process.stdout else ""
+                    if not reply:
+                        sys.exit(f"{engine} stopped; what it said is above")
+                    if number >= 0:
+                        yield json.loads(reply) | {"turn": number}
+    finally:
+        for process in workers.values():
+            process.kill()
 
 
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over the rounds, ratios to the faster baseline (over 1: faster than it), largest difference of answers."""
+def summarise(rows: list[dict[str, Any]], engines: list[str]) -> list[dict[str, Any]]:
+    """Of each shape and engine: median ms, times faster than the faster baseline, largest difference of answers."""
     result = []
     for batch, length, real in SHAPES:
         here = [row for row in rows if (row["batch"], row["length"]) == (batch, length)]
-        medians = {
-            engine: float(np.median([row["median_ms"] for row in here if row["engine"] == engine]))
-            for engine in dict.fromkeys(row["engine"] for row in here)
-        }
-        best = min((medians[name] for name in BASELINES if name in medians), default=float("nan"))
+        if not here:
+            continue
+        times = {e: np.array([row["median_ms"] for row in here if row["engine"] == e]) for e in engines}
+        baselines = [times[name] for name in BASELINES if name in times]
+        best = min(baselines, key=np.median) if baselines else np.full_like(times[engines[0]], np.nan)
         first = np.array(here[0]["answer"])
-        for engine, median in medians.items():
+        for engine in engines:
             answers = [np.array(row["answer"]) for row in here if row["engine"] == engine]
+            ratios = best / times[engine]
             result.append(
                 {
                     "summary": engine,
                     "batch": batch,
                     "length": length,
                     "real_tokens": real,
-                    "median_ms": round(median, 3),
-                    "times_faster_than_torch": round(best / median, 3),
+                    "median_ms": round(float(np.median(times[engine])), 3),
+                    "times_faster_than_torch": round(float(np.median(ratios)), 3),
+                    "quartiles": [round(float(q), 3) for q in np.quantile(ratios, (0.25, 0.75))],
                     "largest_difference": max(float(np.abs(answer - first).max()) for answer in answers),
                 }
             )
@@ -176,9 +201,6 @@ def environment() -> dict[str, Any]:
 
 def show(summary: list[dict[str, Any]]) -> None:
     """The summary as a table for people."""
-    from rich.console import Console
-    from rich.table import Table
-
     engines = list(dict.fromkeys(row["summary"] for row in summary))
     table = Table(title="median ms (times faster than the faster of PyTorch eager and torch.compile)")
     table.add_column("batch × length (real tokens)")
@@ -186,6 +208,8 @@ def show(summary: list[dict[str, Any]]) -> None:
         table.add_column(engine, justify="right")
     for shape in SHAPES:
         here = {r["summary"]: r for r in summary if (r["batch"], r["length"], r["real_tokens"]) == shape}
+        if not here:
+            continue
         cells = (f"{here[e]['median_ms']:.2f} ({here[e]['times_faster_than_torch']:.2f})" for e in engines)
         table.add_row(f"{shape[0]}×{shape[1]} ({shape[2]})", *cells)
     Console(stderr=True).print(table)
@@ -201,7 +225,8 @@ def export_package(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--shapes", default=",".join(map(str, range(len(SHAPES)))), help=f"numbers of {SHAPES}")
     parser.add_argument("--engines", default=",".join(ENGINES), help="with commas")
     parser.add_argument("--package", type=Path, help="a MiniLM package that is there already")
     parser.add_argument("--out", type=Path, help="write the JSON lines here, not to standard output")
@@ -214,8 +239,9 @@ def main() -> None:
         sys.exit(f"{CHECKPOINT} is not there: make assets")
     with tempfile.TemporaryDirectory() as folder:
         package = arguments.package or export_package(Path(folder))
-        rows = list(rounds(package.resolve(), arguments.engines.split(","), arguments.rounds))
-    summary = summarise(rows)
+        engines, shapes = arguments.engines.split(","), [int(number) for number in arguments.shapes.split(",")]
+        rows = list(turns(package.resolve(), engines, shapes, arguments.turns))
+    summary = summarise(rows, engines)
     lines = [environment(), *({k: v for k, v in row.items() if k != "answer"} for row in rows), *summary]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if arguments.out:

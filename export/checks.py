@@ -54,9 +54,11 @@ def operators(graph: ir.Model, opset: int) -> list[str]:
 
 
 def duplicates(graph: ir.Model) -> list[str]:
-    """No weight stands in the graph twice, as it is or transposed."""
+    """No weight stands in the graph twice, as it is or transposed, or for nothing."""
     findings, seen = [], {}
     for value in graph.graph.initializers.values():
+        if not value.uses() and not value.is_graph_output():
+            findings.append(f"initializer {value.name} is not used")
         array = value.const_value.numpy() if value.const_value is not None else None
         if array is None or array.size < SMALLEST:
             continue

@@ -84,9 +84,7 @@ def gather(
             evidence.golden[case.name] = (inputs, {name: _as_float32(value) for name, value in expected.items()})
     progress("parity", len(grid), len(grid))
     _pool_bounds(evidence, grid)
-    evidence.comparisons = [
-        replace(c, bound=evidence.grid[c.case][c.output]["bound"]) for c in evidence.comparisons
-    ]
+    evidence.comparisons = [replace(c, bound=evidence.grid[c.case][c.output]["bound"]) for c in evidence.comparisons]
     evidence.tolerances = {
         spec.name: {
             "absolute": max(record[spec.name]["bound"] for record in evidence.grid.values()),

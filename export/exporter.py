@@ -34,7 +34,7 @@ def export(
     provenance: dict[str, Any] | None = None,
     force: bool = False,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = lambda _stage, _done, _total: None,
 ) -> Package:
     """Writes `model` to a package folder at `path` and returns it, verified against the model in float64.
 

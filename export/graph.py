@@ -81,7 +81,8 @@ def to_onnx(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
             )
     except Exception as error:  # torch wraps whatever happened into classes of its own
         raise ExportError(_reason(error)) from error
-    assert program is not None
+    if program is None:
+        raise ExportError("PyTorch exported nothing")
     graph = program.model
     graph.producer_name, graph.producer_version = "isoformer", None
     apply_all(graph)

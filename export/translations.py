@@ -8,9 +8,12 @@ leaves such a row with the mean of the values.
 from collections.abc import Callable
 from typing import Any
 
+import onnxscript
 import torch
-from onnxscript import opset20 as op20
-from onnxscript import opset23 as op23
+
+# The stubs of onnxscript know types of constants and of tensors but not of what one makes of the other.
+op20: Any = onnxscript.opset20
+op23: Any = onnxscript.opset23
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
@@ -21,26 +24,39 @@ def table(opset: int) -> dict[Any, Callable]:
 
 
 def _attention(
-    query, key, value, attn_mask=None, dropout_p: float = 0.0, is_causal: bool = False, scale=None, enable_gqa=False
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale=None,
+    enable_gqa: bool = False,
 ):
     """Attention-23, which broadcasts key/value heads over query heads by itself."""
     _refuse(dropout_p, is_causal)
+    del enable_gqa  # the operator sees it by the head counts
     return op23.Attention(query, key, value, attn_mask, scale=scale)[0]
 
 
 def _attention_taken_apart(
-    query, key, value, attn_mask=None, dropout_p: float = 0.0, is_causal: bool = False, scale=None, enable_gqa=False
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale=None,
+    enable_gqa: bool = False,
 ):
     """softmax(scale * query @ key^T where mask, else -inf) @ value where the row has a key, else 0."""
     _refuse(dropout_p, is_causal)
+    del enable_gqa  # it is plain from the head counts
     heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
     if heads != kv_heads:
         key, value = _repeat_heads(key, heads // kv_heads), _repeat_heads(value, heads // kv_heads)
     factor = op20.CastLike(op20.Constant(value_float=float(scale or head_dim**-0.5)), query)
-    if scale == 1.0:
-        scaled = query
-    else:
-        scaled = op20.Mul(query, factor)
+    scaled = query if scale == 1.0 else op20.Mul(query, factor)
     scores = op20.MatMul(scaled, op20.Transpose(key, perm=[0, 1, 3, 2]))  # (B, H, Lq, Lk)
     if attn_mask is None:
         return op20.MatMul(op20.Softmax(scores, axis=-1), value)
@@ -60,7 +76,9 @@ def _repeat_heads(x, times: int):
         op20.Unsqueeze(x, op20.Constant(value_ints=[2])),
         op20.Concat(batch_and_heads, op20.Constant(value_ints=[times]), length_and_size, axis=0),
     )
-    return op20.Reshape(wide, op20.Concat(op20.Shape(x, end=1), op20.Constant(value_ints=[-1]), length_and_size, axis=0))
+    return op20.Reshape(
+        wide, op20.Concat(op20.Shape(x, end=1), op20.Constant(value_ints=[-1]), length_and_size, axis=0)
+    )
 
 
 def _refuse(dropout_p: float, is_causal: bool) -> None:

@@ -19,7 +19,7 @@ class LearnedPositions(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), section 3.5:
 
-        PE(p, 2i) = sin(p / 10000^(2i/E))    PE(p, 2i+1) = cos(p / 10000^(2i/E))
+    PE(p, 2i) = sin(p / 10000^(2i/E))    PE(p, 2i+1) = cos(p / 10000^(2i/E))
     """
 
     weight: Tensor

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def measure(session: Session, batches: Sequence[int], lengths: Sequence[int]) ->
     signature = session.signature
     for batch in batches:
         for length in lengths:
-            sizes = {name: length for name in signature.axes} | {BATCH_AXIS: batch}
+            sizes = dict.fromkeys(signature.axes, length) | {BATCH_AXIS: batch}
             for name, (low, high) in signature.axes.items():
                 if not low <= sizes[name] <= (high or sizes[name]):
                     raise InputError(f"{name} {sizes[name]} is out of range; this model takes {low} to {high}")
@@ -43,13 +43,15 @@ def measure(session: Session, batches: Sequence[int], lengths: Sequence[int]) ->
             }
 
 
-def time_runs(function) -> np.ndarray:
-    """Seconds of each call, after a warm-up: at least LEAST_RUNS calls and LEAST_SECONDS in all."""
-    for _ in range(WARMUP):
+def time_runs(
+    function: Callable[[], Any], least_runs: int = LEAST_RUNS, least_seconds: float = LEAST_SECONDS
+) -> np.ndarray:
+    """Seconds of each call, after a warm-up: at least that many calls, and that many seconds in all."""
+    for _ in range(min(WARMUP, least_runs)):
         function()
     times: list[float] = []
     start = time.perf_counter()
-    while len(times) < LEAST_RUNS or time.perf_counter() - start < LEAST_SECONDS:
+    while len(times) < least_runs or time.perf_counter() - start < least_seconds:
         begin = time.perf_counter()
         function()
         times.append(time.perf_counter() - begin)

@@ -88,7 +88,7 @@ def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.rando
             arrays[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
     for spec in signature.inputs:
         if spec.pad is not None:
-            arrays[spec.name] = _pad(spec, arrays, signature)
+            arrays[spec.name] = _pad(spec, spec.pad, arrays, signature)
     return arrays
 
 
@@ -108,23 +108,19 @@ def make_mask(spec: TensorSpec, shape: tuple[int, ...], mask: str, rng: np.rando
         kept[np.arange(batch), rng.integers(0, keys, batch)] = True
     if mask == "sample":
         kept[-1] = False
-    if spec.axes[0] == BATCH_AXIS:
-        kept = kept.reshape(batch, *(1 for _ in shape[1:-1]), keys)
-    else:
-        kept = kept[0]
-    full = np.broadcast_to(kept, shape).copy()
+    between = (1,) * (len(shape) - 2)
+    full = np.broadcast_to(kept.reshape(batch, *between, keys) if spec.axes[0] == BATCH_AXIS else kept[0], shape).copy()
     if mask == "row" and len(shape) >= 3:
         full[..., rng.integers(shape[-2]), :] = False
     return full.astype(spec.dtype)
 
 
-def _pad(spec: TensorSpec, arrays: Arrays, signature: Signature) -> np.ndarray:
+def _pad(spec: TensorSpec, pad: int, arrays: Arrays, signature: Signature) -> np.ndarray:
     """The input with `pad` under every 0 of the first mask and nowhere else."""
     values = arrays[spec.name].copy()
-    other = spec.low if spec.low != spec.pad else spec.low + 1
-    values[values == spec.pad] = other
+    values[values == pad] = spec.low if spec.low != pad else spec.low + 1
     mask = next(s for s in signature.inputs if s.kind == "mask")
     kept = arrays[mask.name] != 0
     while kept.ndim > values.ndim:
         kept = kept.any(axis=1)
-    return np.where(kept, values, spec.pad).astype(spec.dtype)
+    return np.where(kept, values, pad).astype(spec.dtype)

@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -60,7 +61,8 @@ def main() -> None:
 def export(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="the package folder to write")],
     model: Annotated[
-        str, typer.Option("-m", "--model", help="a checkpoint folder, a family's name (random weights), module:callable")
+        str,
+        typer.Option("-m", "--model", help="a checkpoint folder, a family's name (random weights), module:callable"),
     ],
     task: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that it was saved for")] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 20 to 25; below 23 attention is taken apart")] = 23,
@@ -117,16 +119,8 @@ def verify(
     report = Report()
     with _progress() as show:
         for name, run, small in _runtimes(loaded, runtime, provider, threads):
-            total = len(loaded.manifest["golden"]) + len(loaded.manifest["grid"])
-            done = iter(range(1, 10**9))
-            part = run_checks(
-                loaded,
-                run,
-                name,
-                seed=seed,
-                small=small,
-                progress=lambda case, name=name, done=done: show(name, min(next(done), total), total),
-            )
+            advance = _counter(show, name, len(loaded.manifest["golden"]) + len(loaded.manifest["grid"]))
+            part = run_checks(loaded, run, name, seed=seed, small=small, progress=advance)
             if not part.comparisons:
                 raise IsoformerError(f"{name}: there was nothing to compare in {package}")
             report.comparisons += part.comparisons
@@ -158,9 +152,9 @@ def run(
     with _progress() as show:
         done = 0
 
-        def step(count: int) -> None:
+        def step(more: int) -> None:
             nonlocal done
-            done += count
+            done += more
             show("texts", done, len(texts))
 
         results = task.run(session, texts, truncate=truncate, progress=step)
@@ -335,10 +329,22 @@ def _numbers(option: str, text: str) -> list[int]:
     return numbers
 
 
+def _counter(show: Any, stage: str, total: int) -> Any:
+    """A function that counts its calls on the bar of `stage`."""
+    calls = count(1)
+    return lambda _case: show(stage, min(next(calls), total), total)
+
+
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A function (stage, done, total) that draws a bar on standard error, where that is a terminal."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         stages: dict[str, Any] = {}
 

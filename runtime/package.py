@@ -129,7 +129,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise PackageError(f"{file} is not a manifest: it has no schema number")
     if manifest["schema"] != SCHEMA:
-        raise PackageError(f"{file} has schema {manifest['schema']}; this isoformer reads {SCHEMA}: install its version")
+        raise PackageError(
+            f"{file} has schema {manifest['schema']}; this isoformer reads {SCHEMA}: install its version"
+        )
     lacking = sorted({"files", "golden", "signature", "task", "tolerances"} - manifest.keys())
     if lacking:
         raise PackageError(f"{file} lacks {', '.join(lacking)}")

@@ -24,9 +24,9 @@ class Provider:
 
 
 _PROVIDERS = {
-    # The fused SkipLayerNormalization is slower than Add and LayerNormalization on the CPU: see
+    # SkipLayerNormalization and BiasGelu are slower than the operators that they replace: see
     # docs/decisions/optimizers.md.
-    "cpu": Provider("CPUExecutionProvider", disabled_optimizers=("SkipLayerNormFusion",)),
+    "cpu": Provider("CPUExecutionProvider", disabled_optimizers=("SkipLayerNormFusion", "BiasGeluFusion")),
     # TF32 would round every product to 10 bits of mantissa; a float32 graph computes in float32.
     "cuda": Provider("CUDAExecutionProvider", {"use_tf32": "0"}),
 }

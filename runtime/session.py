@@ -3,12 +3,22 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
 from isoformer.runtime.package import Package, TensorSpec, load
 from isoformer.runtime.providers import ProviderName, open_session
+
+ORT_TYPES = {
+    "tensor(bool)": "bool",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+}
 
 
 class Session:
@@ -35,6 +45,7 @@ class Session:
         self._inputs = {spec.name: spec for spec in self.signature.inputs}
         self._outputs = [spec.name for spec in self.signature.outputs]
         self._ort = _open(self.package, provider, threads)
+        _refuse_other_edge(self._ort, self.package)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """The outputs by name, all of them or the ones named.
@@ -139,13 +150,27 @@ def _describe(spec: TensorSpec) -> str:
     return f"{spec.dtype} ({', '.join(str(axis) for axis in spec.axes)})"
 
 
-def _open(package: Package, provider: str, threads: int | None):
+def _open(package: Package, provider: str, threads: int | None) -> Any:
     try:
         return open_session(str(package.model), provider, threads)
     except IsoformerError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base
         raise PackageError(f"ONNX Runtime cannot open {package.model}: {first_line(error)}") from error
+
+
+def _refuse_other_edge(session: Any, package: Package) -> None:
+    """Raises PackageError unless the graph's inputs and outputs are those of the signature, in its order."""
+    signature = package.signature
+    for kind, values, specs in (
+        ("inputs", session.get_inputs(), signature.inputs),
+        ("outputs", session.get_outputs(), signature.outputs),
+    ):
+        found = [(value.name, ORT_TYPES.get(value.type, value.type), len(value.shape)) for value in values]
+        stated = [(spec.name, spec.dtype, len(spec.axes)) for spec in specs]
+        if found != stated:
+            one, other = (", ".join(f"{n} {d} of rank {r}" for n, d, r in edge) for edge in (found, stated))
+            raise PackageError(f"{package.model} has the {kind} {one}; the manifest says {other}")
 
 
 def first_line(error: Exception) -> str:

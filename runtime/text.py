@@ -83,7 +83,7 @@ def run_batches(
     output: str,
     *,
     batch_size: int = BATCH_SIZE,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _done: None,
 ) -> Iterator[tuple[int, Encoding, np.ndarray]]:
     """(index, tokens, row of `output`) of each text; texts of like length share a batch, so the order is theirs."""
     encodings = encoder.encode(texts)

@@ -29,7 +29,7 @@ def verify(
     *,
     seed: int,
     small: bool = False,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda _case: None,
 ) -> Report:
     """Every check of the package through `run`, which takes and returns arrays by name.
 

@@ -1,4 +1,4 @@
-"""Graph passes: each is one file with one function, `apply(model: onnx_ir.Model) -> int`, how often it changed something.
+"""Graph passes: one file each, with one function, `apply(model: onnx_ir.Model) -> int`, the number of changes.
 
 They run on every export, in this order; each leaves the graph computing the same.
 """
@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from isoformer.export.passes import attention_layout, merge_projections, strip_metadata, tie_weights
+from isoformer.export.passes import attention_layout, merge_projections, strip_metadata, tidy, tie_weights
 
 PASSES: dict[str, Callable[[ir.Model], int]] = {
     "attention_layout": attention_layout.apply,
     "merge_projections": merge_projections.apply,
     "tie_weights": tie_weights.apply,
     "strip_metadata": strip_metadata.apply,
+    "tidy": tidy.apply,
 }
 
 

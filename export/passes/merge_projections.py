@@ -62,8 +62,7 @@ def _linear(node: ir.Node) -> Linear | None:
 
 def _merge(graph: ir.Graph, group: list[Linear]) -> None:
     x = group[0].matmul.inputs[0]
-    assert x is not None
-    widths = [linear.weight.const_value.shape[1] for linear in group]  # type: ignore[union-attr]
+    widths = [_array(linear.weight).shape[1] for linear in group]
     name = _name(group)
     weight = _initializer(graph, f"{name}.weight", np.concatenate([_array(linear.weight) for linear in group], axis=1))
     product = ir.node("MatMul", [x, weight], name=f"{name}.MatMul")
@@ -112,7 +111,8 @@ def _name(group: list[Linear]) -> str:
 
 
 def _array(value: ir.Value) -> np.ndarray:
-    assert value.const_value is not None
+    if value.const_value is None:
+        raise ValueError(f"{value.name} is not a constant")
     return value.const_value.numpy()
 
 

@@ -1,7 +1,7 @@
 """Weights that somebody else trained, read into a family. One file a source; each file gives
 
-    accepts(path) -> bool                 whether the folder or file is of its kind, from its header alone
-    read(path, task) -> Checkpoint        raises CheckpointError with one line that says what is wrong
+accepts(path) -> bool                 whether the folder or file is of its kind, from its header alone
+read(path, task) -> Checkpoint        raises CheckpointError with one line that says what is wrong
 """
 
 import importlib

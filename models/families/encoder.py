@@ -250,7 +250,7 @@ class MaskedWordHead(nn.Module):
         self.norm = _norm(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
-    def forward(self, x: Tensor, real: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, _real: Tensor) -> dict[str, Tensor]:
         return {"logits": self.decoder(self.norm(self.activation(self.dense(x))))}
 
 

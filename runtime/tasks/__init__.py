@@ -1,7 +1,7 @@
 """What a package can be asked to do. One file a task, named as the task with `_` for `-`; each gives
 
-    run(session, texts, *, truncate, progress) -> list of JSON-ready dicts, one an input, in order
-    show(results, console) -> None        prints them for people
+run(session, texts, *, truncate, progress) -> list of JSON-ready dicts, one an input, in order
+show(results, console) -> None        prints them for people
 """
 
 import importlib

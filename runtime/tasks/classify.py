@@ -17,7 +17,7 @@ def run(
     texts: Sequence[str],
     *,
     truncate: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _done: None,
 ) -> list[dict[str, Any]]:
     """[{"input": text, "label": the best, "scores": {label: score}}, …]
 

@@ -17,7 +17,7 @@ def run(
     texts: Sequence[str],
     *,
     truncate: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _done: None,
 ) -> list[dict[str, Any]]:
     """[{"input": text, "embedding": [float, …]}, …]"""
     vectors = embeddings(session, texts, truncate=truncate, progress=progress)
@@ -29,7 +29,7 @@ def embeddings(
     texts: Sequence[str],
     *,
     truncate: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _done: None,
 ) -> np.ndarray:
     """The vectors as a (texts, E) float32 array."""
     encoder = TextEncoder(session, truncate=truncate)

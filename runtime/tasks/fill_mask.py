@@ -21,7 +21,7 @@ def run(
     texts: Sequence[str],
     *,
     truncate: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _done: None,
 ) -> list[dict[str, Any]]:
     """[{"input": text, "tokens": [{"token": word, "score": probability, "position": index}, …]}, …]
 
