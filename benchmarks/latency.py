@@ -87,7 +87,7 @@ def onnxruntime_bare(package: Path) -> Callable[[Inputs], np.ndarray]:
 
     session = open_session(str(package / "model.onnx"))
 
-    def run(inputs: Inputs) -> np.ndarray:
+    def run(inputs: Inputs) -> Any:
         feeds = inputs | {"token_type_ids": np.zeros_like(inputs["input_ids"])}
         return session.run(["last_hidden_state", "sentence_embedding"], feeds)[1]
 

@@ -25,6 +25,6 @@ def runner(model: Path) -> Callable[[Arrays], Arrays]:
                 outputs = evaluator.run(None, inputs)
         except Exception as error:  # it raises what numpy raises
             raise IsoformerError(f"the ONNX reference evaluator failed: {error}") from error
-        return dict(zip(evaluator.output_names, outputs, strict=True))  # pyright: ignore[reportArgumentType]
+        return {str(name): np.asarray(array) for name, array in zip(evaluator.output_names, outputs, strict=True)}
 
     return run

@@ -55,7 +55,7 @@ def _attention_taken_apart(
     heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
     if heads != kv_heads:
         key, value = _repeat_heads(key, heads // kv_heads), _repeat_heads(value, heads // kv_heads)
-    factor = op20.CastLike(op20.Constant(value_float=float(scale or head_dim**-0.5)), query)
+    factor = op20.CastLike(op20.Constant(value_float=float(head_dim**-0.5 if scale is None else scale)), query)
     scaled = query if scale == 1.0 else op20.Mul(query, factor)
     scores = op20.MatMul(scaled, op20.Transpose(key, perm=[0, 1, 3, 2]))  # (B, H, Lq, Lk)
     if attn_mask is None:

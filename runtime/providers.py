@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -69,7 +71,8 @@ def open_session(
         options.intra_op_num_threads = threads
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        ort.preload_dlls()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()
     session = ort.InferenceSession(
         model,
         sess_options=options,

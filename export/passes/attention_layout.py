@@ -9,6 +9,8 @@ Case 2: an input or the output is something else (say, attend() called on tensor
 Case 3: the node has a past or a second output in use: left alone.
 """
 
+from typing import Any
+
 import onnx_ir as ir
 
 _SWAP = (0, 2, 1, 3)
@@ -29,14 +31,15 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
     merged = _merged_output(node.outputs[0])
     if merged is None or None in sources:
         return False  # case 2
-    heads = [value.shape[1] for value in node.inputs[:3] if value is not None and value.shape is not None]
-    if len(heads) != 3 or not all(isinstance(count, int) for count in heads):
+    shapes = [value.shape for value in node.inputs[:3] if value is not None and value.shape is not None]
+    heads = [shape[1] for shape in shapes if isinstance(shape[1], int)]
+    if len(heads) != 3:
         return False
-    attributes = [attr for attr in node.attributes.values() if attr.name in ("scale", "softcap")]
+    kept: dict[str, Any] = {name: node.attributes[name] for name in ("scale", "softcap") if name in node.attributes}
     flat = ir.node(
         "Attention",
         [*sources, *node.inputs[3:]],
-        attributes={"q_num_heads": heads[0], "kv_num_heads": heads[1], **{a.name: a for a in attributes}},
+        attributes={"q_num_heads": heads[0], "kv_num_heads": heads[1], **kept},
         name=node.name,
     )
     flat.outputs[0].name, flat.outputs[0].type, flat.outputs[0].shape = merged.name, merged.type, merged.shape

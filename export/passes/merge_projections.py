@@ -51,7 +51,7 @@ def _linear(node: ir.Node) -> Linear | None:
     weight = node.inputs[1]
     if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
         return None
-    uses = node.outputs[0].uses()
+    uses = list(node.outputs[0].uses())
     if len(uses) == 1 and uses[0].node.op_type == "Add" and not node.outputs[0].is_graph_output():
         add = uses[0].node
         bias = add.inputs[1 - uses[0].idx]
@@ -91,8 +91,8 @@ def _merge(graph: ir.Graph, group: list[Linear]) -> None:
         for node in filter(None, (linear.add, linear.matmul)):
             graph.remove(node, safe=True)
         for value in filter(None, (linear.weight, linear.bias)):
-            if not value.uses() and value.name in graph.initializers:
-                del graph.initializers[value.name]
+            if not value.uses() and value.name is not None:
+                graph.initializers.pop(value.name, None)
 
 
 def _order(graph: ir.Graph):
@@ -117,7 +117,12 @@ def _array(value: ir.Value) -> np.ndarray:
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)
+    base = name
+    for number in range(2, len(graph.initializers) + 3):  # equal biases share one name, so two groups may too
+        if name not in graph.initializers:
+            break
+        name = f"{base}_{number}"
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value

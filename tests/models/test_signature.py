@@ -1,0 +1,121 @@
+import json
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from isoformer.models.signature import DTYPES, Axis, Signature, TensorSpec
+
+IDS = TensorSpec("input_ids", "int64", ("batch_size", "sequence_length"), high=101)
+MASK = TensorSpec("attention_mask", "int64", ("batch_size", "sequence_length"), kind="mask", default=1)
+IMAGE = TensorSpec("pixel_values", "float32", ("image_count", 3, "height", 11))
+OUT = TensorSpec("logits", "float32", ("batch_size", 7))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_that_is_listed_is_taken(dtype):
+    assert TensorSpec("x", dtype, ("n",), high=2).dtype == dtype
+
+
+def test_another_dtype_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"x: dtype 'int8' is not one of bool, int32, int64, .*float64"):
+        TensorSpec("x", "int8", ("n",), high=2)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_an_integer_input_says_how_far_its_values_go(dtype):
+    with pytest.raises(ValueError, match=r"x: .*needs `high`"):
+        TensorSpec("x", dtype, ("n",))
+    assert TensorSpec("x", dtype, ("n",), kind="mask").high is None
+    assert TensorSpec("x", "float32", ("n",)).high is None
+
+
+def test_a_name_used_twice_is_refused():
+    with pytest.raises(ValueError, match="names input_ids more than once"):
+        Signature((IDS, MASK, IDS), (OUT,))
+    with pytest.raises(ValueError, match="names logits more than once"):
+        Signature((IDS, TensorSpec("logits", "float32", ("batch_size",))), (OUT,))
+    with pytest.raises(ValueError, match="names attention_mask, input_ids more than once"):
+        Signature((IDS, MASK, IDS, MASK), (OUT,))
+
+
+def test_an_output_axis_that_no_input_has_is_refused():
+    with pytest.raises(ValueError, match="output y has the axis width, which no input has"):
+        Signature((IDS, MASK), (OUT, TensorSpec("y", "float32", ("batch_size", "width"))))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [((), (OUT,)), ((IDS,), ()), ((), ())])
+def test_a_signature_has_inputs_and_outputs(inputs, outputs):
+    with pytest.raises(ValueError, match="at least one input and one output"):
+        Signature(inputs, outputs)
+
+
+def test_axis_names_come_in_the_order_of_their_first_use():
+    assert Signature((IMAGE, IDS, MASK), (OUT,)).axis_names() == [
+        "image_count",
+        "height",
+        "batch_size",
+        "sequence_length",
+    ]
+
+
+def test_to_dict_is_the_whole_signature_as_json():
+    signature = Signature(
+        (IDS, MASK, TensorSpec("scale", "float32", ("batch_size", 1), low=-2, pad=3, default=0.5)),
+        (OUT,),
+        axes={"sequence_length": Axis(2, 512)},
+        padding=("right",),
+    )
+    expected = {
+        "inputs": [
+            {
+                "name": "input_ids",
+                "dtype": "int64",
+                "axes": ["batch_size", "sequence_length"],
+                "kind": "value",
+                "low": 0,
+                "high": 101,
+                "pad": None,
+                "default": None,
+            },
+            {
+                "name": "attention_mask",
+                "dtype": "int64",
+                "axes": ["batch_size", "sequence_length"],
+                "kind": "mask",
+                "low": 0,
+                "high": None,
+                "pad": None,
+                "default": 1,
+            },
+            {
+                "name": "scale",
+                "dtype": "float32",
+                "axes": ["batch_size", 1],
+                "kind": "value",
+                "low": -2,
+                "high": None,
+                "pad": 3,
+                "default": 0.5,
+            },
+        ],
+        "outputs": [{"name": "logits", "dtype": "float32", "axes": ["batch_size", 7]}],
+        "axes": {"batch_size": {"min": 1, "max": None}, "sequence_length": {"min": 2, "max": 512}},
+        "padding": ["right"],
+    }
+    assert signature.to_dict() == expected
+    assert json.loads(json.dumps(signature.to_dict())) == expected
+
+
+def test_a_signature_does_not_change():
+    for value, name in ((IDS, "high"), (Axis(), "max"), (Signature((IDS,), (OUT,)), "inputs")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, name, 5)
+
+
+def test_signatures_need_nothing_but_the_standard_library():
+    code = "import sys, isoformer.models.signature; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "isoformer" in loaded
+    assert not {"torch", "numpy", "onnx", "onnxruntime"} & set(loaded)

@@ -1,0 +1,69 @@
+"""Every family, at the opsets of old and new runtimes, against its own module in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from isoformer.export import export
+from isoformer.export.evidence import torch_runner
+from isoformer.models import registry
+from isoformer.runtime import ProviderError, Session
+from isoformer.runtime.cases import MASKS, sample
+from isoformer.runtime.parity import bound, largest_error
+from isoformer.runtime.verify import verify
+
+
+@pytest.fixture(scope="session", params=registry.names())
+def family(request):
+    return registry.load(request.param)
+
+
+@pytest.fixture(scope="session", params=[20, 23, 24, 25])
+def package(request, family, tmp_path_factory):
+    model, signature = family.Model(family.TINY).eval(), family.signature(family.TINY)
+    path = tmp_path_factory.mktemp("family") / "package"
+    return export(model, signature, path, task=family.task(family.TINY), opset=request.param), model, signature
+
+
+def test_export_measures_every_mask_in_both_runtimes(package):
+    found, _, signature = package
+    masks = {case.partition("-")[0] for case in found.manifest["grid"]}
+    if any(spec.kind == "mask" for spec in signature.inputs):
+        assert masks >= MASKS.keys() - {"row"}
+    for runtime in ("onnxruntime cpu", "onnx reference evaluator"):
+        assert found.manifest["parity"][runtime]["cases"] > 20
+        assert found.manifest["parity"][runtime]["worst_share_of_bound"] <= 1
+
+
+def test_verify_passes_and_counts_what_it_compared(package):
+    found, _, _ = package
+    report = verify(found, Session(found).run, "onnxruntime cpu", seed=3)
+    assert report.passed, [failure.line() for failure in report.failures]
+    assert {c.check for c in report.comparisons} == {"golden", "grid", "relation"}
+    assert report.cases > len(found.manifest["grid"])
+    assert report.values == sum(c.values for c in report.comparisons) > 10_000
+
+
+def test_sizes_that_no_sample_had(package):
+    """The module itself, at sizes that are neither the tracer's nor the grid's."""
+    found, model, signature = package
+    session = Session(found)
+    reference, float32 = (torch_runner(model, signature, dtype) for dtype in (torch.float64, torch.float32))
+    for batch, length in ((3, 13), (4, 37), (7, 5)):
+        sizes = dict.fromkeys(found.signature.axes, length) | {"batch_size": batch}
+        inputs = sample(found.signature, sizes, "ragged", np.random.default_rng(length))
+        expected, torch_outputs, outputs = reference(inputs), float32(inputs), session.run(inputs)
+        for name, value in expected.items():
+            allowed = bound(largest_error(torch_outputs[name], value), value)
+            assert largest_error(outputs[name], value) <= 2 * allowed, (name, batch, length)
+
+
+@pytest.mark.gpu
+def test_cuda_computes_the_same(package):
+    found, _, _ = package
+    try:
+        session = Session(found, "cuda")
+    except ProviderError as error:
+        pytest.skip(f"no CUDA GPU here: {error}")
+    report = verify(found, session.run, "onnxruntime cuda", seed=3)
+    assert report.passed, [failure.line() for failure in report.failures]
