@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -71,6 +73,7 @@ def open_session(
         options.intra_op_num_threads = threads
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        _require_driver()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             ort.preload_dlls()
     session = ort.InferenceSession(
@@ -82,6 +85,17 @@ def open_session(
     if provider != "cpu":
         _refuse_fallback(session, chosen)
     return session
+
+
+def _require_driver() -> None:
+    """Raises ProviderError where there is no NVIDIA driver, before ONNX Runtime says so in many lines."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        raise ProviderError(
+            f"CUDAExecutionProvider cannot run here: there is no NVIDIA driver ({library}); use --provider cpu"
+        ) from None
 
 
 def _refuse_fallback(session: onnxruntime.InferenceSession, chosen: Provider) -> None:

@@ -98,6 +98,7 @@ def _content(signature: Signature, axis: str, sizes: dict[str, int], run: Callab
     inputs = sample(signature, sizes, "holes", rng)
     fresh = sample(signature, sizes, "none", rng)
     mask = next(spec.name for spec in signature.inputs if spec.kind == "mask")
+    inputs[mask][:, 0] = 1  # a model may read its answer at the first place
     kept = inputs[mask] != 0  # (batch, keys)
     for spec in signature.inputs:
         if spec.kind != "mask" and spec.axes[:2] == (BATCH_AXIS, axis):

@@ -10,6 +10,7 @@ Case 3: none has a bias: no Add is made.
 """
 
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import onnx_ir as ir
@@ -63,7 +64,7 @@ def _linear(node: ir.Node) -> Linear | None:
 def _merge(graph: ir.Graph, group: list[Linear]) -> None:
     x = group[0].matmul.inputs[0]
     widths = [_array(linear.weight).shape[1] for linear in group]
-    name = _name(group)
+    name = _free(graph, _name(group))
     weight = _initializer(graph, f"{name}.weight", np.concatenate([_array(linear.weight) for linear in group], axis=1))
     product = ir.node("MatMul", [x, weight], name=f"{name}.MatMul")
     nodes, total = [product], product.outputs[0]
@@ -110,6 +111,12 @@ def _name(group: list[Linear]) -> str:
     return "merged." + "_".join(names)
 
 
+def _free(graph: ir.Graph, name: str) -> str:
+    """The name, numbered where another group has it: layers whose biases are equal share their names."""
+    numbered = (f"{name}_{number}" if number > 1 else name for number in count(1))
+    return next(free for free in numbered if f"{free}.weight" not in graph.initializers)
+
+
 def _array(value: ir.Value) -> np.ndarray:
     if value.const_value is None:
         raise ValueError(f"{value.name} is not a constant")
@@ -117,11 +124,6 @@ def _array(value: ir.Value) -> np.ndarray:
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    base = name
-    for number in range(2, len(graph.initializers) + 3):  # equal biases share one name, so two groups may too
-        if name not in graph.initializers:
-            break
-        name = f"{base}_{number}"
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
