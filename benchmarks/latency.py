@@ -82,11 +82,20 @@ def _torch(prepare: Callable, torch: Any) -> Callable[[Inputs], np.ndarray]:
 
 
 def onnxruntime_bare(package: Path) -> Callable[[Inputs], np.ndarray]:
-    """The package's graph in a bare InferenceSession with the same options: what Session adds is the difference."""
+    """The package's graph in a bare InferenceSession with the options that Session gives it."""
     from isoformer.runtime.providers import open_session
 
-    session = open_session(str(package / "model.onnx"))
+    return _onnxruntime(open_session(str(package / "model.onnx")))
 
+
+def onnxruntime_default(package: Path) -> Callable[[Inputs], np.ndarray]:
+    """The package's graph in an InferenceSession as ONNX Runtime sets it up by itself."""
+    import onnxruntime
+
+    return _onnxruntime(onnxruntime.InferenceSession(package / "model.onnx", providers=["CPUExecutionProvider"]))
+
+
+def _onnxruntime(session: Any) -> Callable[[Inputs], np.ndarray]:
     def run(inputs: Inputs) -> Any:
         feeds = inputs | {"token_type_ids": np.zeros_like(inputs["input_ids"])}
         return session.run(["last_hidden_state", "sentence_embedding"], feeds)[1]
@@ -105,6 +114,7 @@ def isoformer(package: Path) -> Callable[[Inputs], np.ndarray]:
 ENGINES: dict[str, Callable[[Path], Callable[[Inputs], np.ndarray]]] = {
     "isoformer": isoformer,
     "onnxruntime-bare": onnxruntime_bare,
+    "onnxruntime-default": onnxruntime_default,
     "torch-eager": torch_eager,
     "torch-compile": torch_compile,
 }
