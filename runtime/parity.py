@@ -11,6 +11,7 @@ term is one unit in the last place of the largest value: below it no float32 res
 be. A NaN or an infinity never passes, and a report without a comparison has not passed.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        return self.values > 0 and self.error <= self.bound  # False for NaN
+        return self.values > 0 and math.isfinite(self.error) and self.error <= self.bound  # False for NaN
 
     def line(self) -> str:
         what = self.note or f"error {self.error:.2e} is over the bound {self.bound:.2e}"
