@@ -98,6 +98,7 @@ def export(
             f"{runtime}: {entry['cases']} cases, {entry['values']:,} values within the bound, "
             f"the largest error at {entry['worst_share_of_bound']:.2f} of it",
             highlight=False,
+            soft_wrap=True,
         )
     out.print(f"wrote {output}", highlight=False, soft_wrap=True)
 
@@ -259,8 +260,9 @@ def _print_report(report: Report, seed: int) -> None:
             some = Report([c for c in part if c.check == check])
             if some.comparisons:
                 out.print(
-                    f"{runtime}: {some.cases} {check} cases, largest error {some.worst():.2f} of its bound",
+                    f"{runtime}: {some.cases} {check} cases, largest error {some.worst():.2g} of its bound",
                     highlight=False,
+                    soft_wrap=True,
                 )
     for failure in report.failures[:20]:
         out.print(f"[red]FAILED[/red] {failure.line()}", highlight=False, soft_wrap=True)
@@ -279,9 +281,9 @@ def _print_matrix(runtime: str, matrix: dict[str, dict[str, float]]) -> None:
     """mask × length: the largest error as a share of its bound; over 1 is a failure."""
     lengths = list(dict.fromkeys(length for cells in matrix.values() for length in cells))
     table = Table(title=f"{runtime}: largest error as a share of its bound", title_justify="left")
-    table.add_column("mask")
+    table.add_column("mask \\ length")
     for length in lengths:
-        table.add_column(f"length {length}", justify="right")
+        table.add_column(length, justify="right", min_width=5)
     for mask, cells in matrix.items():
         shares = [cells.get(length) for length in lengths]
         table.add_row(mask, *("" if s is None else f"{s:.2f}" if s <= 1 else f"[red]{s:.2g}[/red]" for s in shares))

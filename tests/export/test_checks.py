@@ -295,17 +295,16 @@ def test_well_formed() -> None:
     assert checks.well_formed(good()) == []
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        "y = Relu (nowhere)",
-        "y = NoSuchOperator (x)",
-        "y = Relu (x, x)",
-        "h = Relu (x)",
-        "y = Transpose <perm = [0]> (x)",
-    ],
-    ids=["unknown value", "unknown operator", "too many inputs", "no output", "wrong attribute"],
-)
+MALFORMED = {
+    "unknown value": "y = Relu (nowhere)",
+    "unknown operator": "y = NoSuchOperator (x)",
+    "too many inputs": "y = Relu (x, x)",
+    "no output": "h = Relu (x)",
+    "wrong attribute": "y = Transpose <perm = [0]> (x)",
+}
+
+
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
 def test_malformed(body: str) -> None:
     text = f'<ir_version: 10, opset_import: ["" : 23]> g (float[B,3] x) => (float[B,3] y) {{ {body} }}'
     (finding,) = checks.well_formed(ir.from_proto(onnx.parser.parse_model(text)))
