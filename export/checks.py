@@ -41,16 +41,22 @@ def axes(graph: ir.Model, signature: Signature) -> list[str]:
 
 def operators(graph: ir.Model, opset: int) -> list[str]:
     """Standard operators only, of the opset that was asked for; attention whole from opset 23 and nowhere below."""
-    findings = [f"operator {node.domain}::{node.op_type} is not standard ONNX" for node in graph.graph if node.domain]
+    nodes = list(graph.graph.all_nodes())  # those of branches and loops too
+    findings = [f"operator {node.domain}::{node.op_type} is not standard ONNX" for node in nodes if node.domain]
     findings += [f"the graph has the function {name}" for name in graph.functions]
     if graph.opset_imports.get("") != opset:
         findings.append(f"the graph is of opset {graph.opset_imports.get('')}, not {opset}")
-    kinds = {node.op_type for node in graph.graph}
-    if opset < 23 and "Attention" in kinds:
+    whole = any(node.op_type == "Attention" for node in nodes)
+    if opset < 23 and whole:
         findings.append(f"there is an Attention node, which opset {opset} does not have")
-    if opset >= 23 and {"Attention", "Softmax"} <= kinds:
+    if opset >= 23 and whole and any(_weighs_values(node) for node in nodes):
         findings.append("some attention is an Attention node and some is taken apart")
     return findings
+
+
+def _weighs_values(node: ir.Node) -> bool:
+    """Whether the node is a Softmax whose result is multiplied into something, as attention weights are."""
+    return node.op_type == "Softmax" and any(use.node.op_type == "MatMul" for use in node.outputs[0].uses())
 
 
 def duplicates(graph: ir.Model) -> list[str]:

@@ -36,6 +36,9 @@ def _attention(
     """Attention-23, which broadcasts key/value heads over query heads by itself."""
     _refuse(dropout_p, is_causal)
     del enable_gqa  # the operator sees it by the head counts
+    if scale is not None and scale <= 0:  # the operator takes positive ones alone
+        query = op23.Mul(query, op23.CastLike(op23.Constant(value_float=float(scale)), query))
+        scale = 1.0
     return op23.Attention(query, key, value, attn_mask, scale=scale)[0]
 
 

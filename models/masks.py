@@ -48,18 +48,19 @@ def normalize(mask: Tensor, batch: int, heads: int, query_length: int, key_lengt
     equality of ints; of the symbolic sizes of a traced graph it tells whether they must be equal.)
     """
     full = mask
-    if mask.ndim == 2 and known(mask.shape[0] == query_length) and not known(mask.shape[0] == batch):
+    if mask.ndim == 2 and _alike(mask.shape[0], query_length) and not _alike(mask.shape[0], batch):
         full = mask[None, None]
     elif mask.ndim == 2:
         full = mask[:, None, None, :]
     elif mask.ndim == 3:
         full = mask[:, None]
     wanted = (batch, heads, query_length, key_length)
-    for axis, (have, want) in enumerate(zip(full.shape, wanted, strict=False)):
-        if full.ndim == 4 and (known(have == want) or (axis < 3 and known(have == 1))):
+    for axis in range(4):
+        have = full.shape[axis] if full.ndim == 4 else None
+        if have is not None and (known(have == wanted[axis]) or (axis < 3 and known(have == 1))):
             continue
-        if full.ndim == 4 and isinstance(have + want, torch.SymInt):
-            torch._check(have == want)  # a traced graph: settled by the sizes that it was traced with
+        if have is not None and torch.compiler.is_compiling():
+            torch._check(have == wanted[axis])  # settled by the sizes that the graph is traced with
             continue
         b, h, lq, lk = wanted
         raise ValueError(
@@ -71,6 +72,13 @@ def normalize(mask: Tensor, batch: int, heads: int, query_length: int, key_lengt
         return full
     # ONNX Runtime's Attention does not repeat a mask along the queries: write it out.
     return full.expand(full.shape[0], full.shape[1], query_length, key_length)
+
+
+def _alike(size: int, other: int) -> bool:
+    """Whether two sizes are equal, or were in the inputs that a graph is being traced with."""
+    if isinstance(size, torch.SymInt) and isinstance(other, torch.SymInt):
+        return size.node.hint == other.node.hint
+    return known(size == other)
 
 
 def combine(*masks: Tensor | None) -> Tensor | None:

@@ -33,8 +33,6 @@ class TensorSpec:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
-        if self.dtype.startswith("int") and self.kind == "value" and self.high is None:
-            raise ValueError(f"{self.name}: an integer input needs `high`, one more than its largest value")
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,9 @@ class Signature:
             raise ValueError(f"the signature names {', '.join(twice)} more than once")
         if not self.inputs or not self.outputs:
             raise ValueError("a signature needs at least one input and one output")
+        for spec in self.inputs:
+            if spec.dtype.startswith("int") and spec.kind == "value" and spec.high is None:
+                raise ValueError(f"{spec.name}: an integer input needs `high`, one more than its largest value")
         known = self.axis_names()
         for spec in self.outputs:
             for axis in spec.axes:

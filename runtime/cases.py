@@ -63,6 +63,8 @@ def grid(signature: Signature, batches: Sequence[int] = BATCHES, lengths: Sequen
     bounds = [signature.axes[axis] for axis in axes]
     most = min((high for _, high in bounds if high is not None), default=max(lengths))
     lengths = sorted({min(length, most) for length in lengths}) if axes else [1]
+    low, high = signature.axes.get(BATCH_AXIS, (1, None))
+    batches = sorted({max(low, batch if high is None else min(batch, high)) for batch in batches})
     for mask in mask_patterns(signature):
         for batch in batches if BATCH_AXIS in named else (1,):
             for index, length in enumerate(lengths):

@@ -49,7 +49,10 @@ def read_tensor(path: Path) -> np.ndarray:
     dtype = np.dtype(DTYPES[data_type])
     if any(d < 0 for d in dims) or int(np.prod(dims, dtype=object)) * dtype.itemsize != len(raw):
         raise PackageError(f"{path} holds {len(raw)} bytes, which is not a {dtype} tensor of shape {tuple(dims)}")
-    return np.frombuffer(raw, dtype).reshape(dims)
+    try:
+        return np.frombuffer(raw, dtype).reshape(dims)
+    except ValueError as error:  # more axes than numpy has, sizes beyond memory beside a zero
+        raise PackageError(f"{path} has the shape {tuple(dims[:8])}…: {error}") from None
 
 
 def external_files(path: Path) -> set[str]:
@@ -104,7 +107,7 @@ def _fields(message: memoryview, path: Path) -> Iterator[tuple[int, int | memory
             size = 8 if wire == 1 else 4
         else:
             raise PackageError(f"{path} is not an ONNX file (wire type {wire})")
-        if at + size > end:
+        if size < 0 or at + size > end:
             raise PackageError(f"{path} is cut short")
         yield key >> 3, message[at : at + size]
         at += size

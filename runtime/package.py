@@ -73,14 +73,17 @@ class Package:
     def golden(self) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """The golden vectors: name of the set, inputs and reference outputs by name."""
         for name in self.manifest["golden"]:
-            yield (
-                name,
-                {s.name: read_tensor(self.path / name / f"input_{i}.pb") for i, s in enumerate(self.signature.inputs)},
-                {
-                    s.name: read_tensor(self.path / name / f"output_{i}.pb")
-                    for i, s in enumerate(self.signature.outputs)
-                },
-            )
+            yield name, self._vectors(name, "input"), self._vectors(name, "output")
+
+    def _vectors(self, name: str, kind: str) -> dict[str, np.ndarray]:
+        specs = self.signature.inputs if kind == "input" else self.signature.outputs
+        vectors = {}
+        for index, spec in enumerate(specs):
+            file = f"{name}/{kind}_{index}.pb"
+            if file not in self.manifest["files"]:  # only what has been checked is opened
+                raise PackageError(f"{self.path} is broken: {MANIFEST} does not list {file}")
+            vectors[spec.name] = read_tensor(self.path / file)
+        return vectors
 
 
 def load(path: str | Path) -> Package:
@@ -124,7 +127,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise PackageError(f"{path} is not a package: it has no {MANIFEST}")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PackageError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise PackageError(f"{file} is not a manifest: it has no schema number")
@@ -132,7 +135,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise PackageError(
             f"{file} has schema {manifest['schema']}; this isoformer reads {SCHEMA}: install its version"
         )
-    lacking = sorted({"files", "golden", "signature", "task", "tolerances"} - manifest.keys())
+    lacking = sorted({"files", "golden", "grid", "signature", "task", "tolerances"} - manifest.keys())
     if lacking:
         raise PackageError(f"{file} lacks {', '.join(lacking)}")
     if not isinstance(manifest["files"], dict):
@@ -143,7 +146,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _inside(path: Path, name: str) -> str:
     """The name if it leads to a place in the folder, also after symbolic links; else PackageError."""
     pure = PurePosixPath(name)
-    target = (path / name).resolve()
+    try:
+        target = (path / name).resolve()
+        target.is_file()  # refuses what the file system cannot name
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{path}: {name[:60]!r} is not a file name ({error})") from None
     if pure.is_absolute() or ".." in pure.parts or not target.is_relative_to(path.resolve()):
         raise PackageError(f"{path}: {name!r} leads out of the package; it is refused")
     return pure.as_posix()

@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        return self.values > 0 and math.isfinite(self.error) and self.error <= self.bound  # False for NaN
+        return self.values > 0 and math.isfinite(self.bound) and self.error <= self.bound  # False for NaN
 
     def line(self) -> str:
         what = self.note or f"error {self.error:.2e} is over the bound {self.bound:.2e}"
@@ -89,7 +89,9 @@ def share(comparison: Comparison) -> float:
     """The error as a share of the bound; infinite for a NaN."""
     if not np.isfinite(comparison.error):
         return float("inf")
-    return comparison.error / comparison.bound if comparison.bound else float(comparison.error > 0) * float("inf")
+    if comparison.bound == 0:
+        return 0.0 if comparison.error == 0 else float("inf")
+    return comparison.error / comparison.bound
 
 
 def largest_error(candidate: np.ndarray, reference: np.ndarray) -> float:

@@ -36,10 +36,9 @@ def relations(
     axis = key_axis(signature)
     named = [name for name in signature.axes if name != BATCH_AXIS]
     for _ in range(3):
-        sizes = {name: int(rng.integers(max(2, low), min(high or LONGEST, LONGEST) + 1)) for name, (low, high) in
-                 ((name, signature.axes[name]) for name in named)}  # fmt: skip
-        sizes[BATCH_AXIS] = ROWS
-        label = "x".join(str(size) for size in (ROWS, *(sizes[name] for name in named)))
+        sizes = {name: _fresh_size(*signature.axes[name], rng) for name in named}
+        sizes[BATCH_AXIS] = _clip(ROWS, *signature.axes[BATCH_AXIS])
+        label = "x".join(str(size) for size in (sizes[BATCH_AXIS], *(sizes[name] for name in named)))
         try:
             pairs = list(_alone(signature, sizes, run, rng))
             if axis:
@@ -55,6 +54,16 @@ def relations(
                 )
 
 
+def _fresh_size(low: int, high: int | None, rng: np.random.Generator) -> int:
+    """A size between the bounds, from 2 to LONGEST where they let it."""
+    least, most = _clip(2, low, high), _clip(LONGEST, low, high)
+    return int(rng.integers(least, most + 1))
+
+
+def _clip(size: int, low: int, high: int | None) -> int:
+    return max(low, size if high is None else min(size, high))
+
+
 def key_axis(signature: Signature) -> str | None:
     """The axis along which sequences are padded: the keys of a (batch, keys) mask that is the only mask."""
     masks = [spec for spec in signature.inputs if spec.kind == "mask"]
@@ -66,7 +75,9 @@ def key_axis(signature: Signature) -> str | None:
 def _alone(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
     inputs = sample(signature, sizes, "sample", rng)
     together = run(inputs)
-    for row in range(ROWS):
+    if signature.axes[BATCH_AXIS][0] > 1:
+        return  # a row cannot be run alone
+    for row in range(sizes[BATCH_AXIS]):
         one = {name: value[row : row + 1] for name, value in inputs.items()}
         yield f"alone-{row}", {name: value[row : row + 1] for name, value in together.items()}, run(one)
 
@@ -85,6 +96,8 @@ def _padded(signature: Signature, axis: str, sizes: dict[str, int], run: Callabl
                 if spec.kind == "mask" or spec.pad is not None:
                     wide[spec.name][:] = 0 if spec.kind == "mask" else spec.pad
                 wide[spec.name][place] = inputs[spec.name]
+            else:
+                wide[spec.name] = inputs[spec.name]
         outputs = run(wide)
         cut = {
             spec.name: outputs[spec.name][_slice(spec.axes, axis, before, before + inner)] for spec in signature.outputs

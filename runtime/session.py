@@ -60,6 +60,8 @@ class Session:
         unknown = [name for name in names if name not in self._outputs]
         if unknown:
             raise InputError(f"there is no output {', '.join(unknown)}; there are {', '.join(self._outputs)}")
+        if not names:
+            return {}  # to ONNX Runtime no name means all
         try:
             values = self._ort.run(names, feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base

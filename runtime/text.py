@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -25,7 +27,10 @@ class TextEncoder:
         file = package.path / "tokenizer.json"
         if not file.is_file():
             raise PackageError(f"{package.path} has no tokenizer.json, so it takes no text; feed ids through Session")
-        self.tokenizer = Tokenizer.from_file(str(file))
+        try:
+            self.tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises no narrower class
+            raise PackageError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.session = session
@@ -33,7 +38,7 @@ class TextEncoder:
         if truncate and self.limit is not None:
             self.tokenizer.enable_truncation(self.limit)
         config = package.path / "tokenizer_config.json"
-        self.config = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        self.config = _read_config(config) if config.is_file() else {}
         self.pad_id = self.special("pad", ("[PAD]", "<pad>")) or 0
 
     def special(self, kind: str, usual: Sequence[str]) -> int | None:
@@ -48,7 +53,10 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """The texts' tokens. Raises InputError for one that is longer than the model takes."""
-        encodings = self.tokenizer.encode_batch(list(texts))
+        try:
+            encodings = self.tokenizer.encode_batch(list(texts))
+        except TypeError:
+            raise InputError("a text is not Unicode (is the file or the command line UTF-8?)") from None
         for text, encoding in zip(texts, encodings, strict=True):
             if self.limit is not None and len(encoding.ids) > self.limit:
                 raise InputError(
@@ -74,6 +82,16 @@ class TextEncoder:
             columns["token_type_ids"][row, :length] = encoding.type_ids
         wanted = {spec.name for spec in self.session.signature.inputs}
         return {name: column for name, column in columns.items() if name in wanted}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise PackageError(f"{file} holds {type(config).__name__}, not a JSON object")
+    return config
 
 
 def run_batches(

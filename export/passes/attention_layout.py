@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 _SWAP = (0, 2, 1, 3)
+KEPT = ("is_causal", "scale", "softcap", "softmax_precision")
 
 
 def apply(model: ir.Model) -> int:
@@ -25,17 +26,17 @@ def apply(model: ir.Model) -> int:
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
-    if len(node.inputs) > 4 or any(output.uses() for output in node.outputs[1:]):
+    if len(node.inputs) > 4 or any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         return False  # case 3
     sources = [_source(value) for value in node.inputs[:3]]
     merged = _merged_output(node.outputs[0])
     if merged is None or None in sources:
         return False  # case 2
     shapes = [value.shape for value in node.inputs[:3] if value is not None and value.shape is not None]
-    heads = [shape[1] for shape in shapes if isinstance(shape[1], int)]
+    heads: list[Any] = [shape[1] for shape in shapes if isinstance(shape[1], int)]
     if len(heads) != 3:
         return False
-    kept: dict[str, Any] = {name: node.attributes[name] for name in ("scale", "softcap") if name in node.attributes}
+    kept: dict[str, Any] = {name: node.attributes[name] for name in KEPT if name in node.attributes}
     flat = ir.node(
         "Attention",
         [*sources, *node.inputs[3:]],
@@ -65,14 +66,22 @@ def _source(value: ir.Value | None) -> ir.Value | None:
 
 def _merged_output(value: ir.Value) -> ir.Value | None:
     """y where Transpose and Reshape to (B, L, H * D) are all that becomes of the value."""
-    uses = [use.node for use in value.uses()]
-    if len(uses) != 1 or uses[0].op_type != "Transpose" or tuple(_perm(uses[0])) != _SWAP:
+    transpose = _only_use(value)
+    if transpose is None or transpose.op_type != "Transpose" or tuple(_perm(transpose)) != _SWAP:
         return None
-    uses = [use.node for use in uses[0].outputs[0].uses()]
-    if len(uses) != 1 or uses[0].op_type != "Reshape":
+    split = transpose.outputs[0]
+    reshape = _only_use(split)
+    if reshape is None or reshape.op_type != "Reshape":
         return None
-    merged = uses[0].outputs[0]
-    return merged if merged.shape is not None and len(merged.shape) == 3 else None
+    merged = reshape.outputs[0]
+    if merged.shape is None or split.shape is None or len(merged.shape) != 3 or merged.shape[:2] != split.shape[:2]:
+        return None
+    return merged
+
+
+def _only_use(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _perm(node: ir.Node) -> tuple[int, ...]:

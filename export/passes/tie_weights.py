@@ -19,6 +19,8 @@ def apply(model: ir.Model) -> int:
     count = 0
     first: dict[bytes, ir.Value] = {}
     for value in sorted(graph.initializers.values(), key=lambda v: not _is_gathered(v)):
+        if value.is_graph_output():
+            continue  # its name is part of the edge
         array = value.const_value.numpy() if value.const_value is not None else None
         if array is None or array.size < SMALLEST:
             continue
@@ -34,6 +36,7 @@ def apply(model: ir.Model) -> int:
             transpose.outputs[0].type, transpose.outputs[0].shape = value.type, value.shape
             graph.insert_before(graph[0], transpose)
             ir.convenience.replace_all_uses_with(value, transpose.outputs[0])
+            first[digest(array)] = transpose.outputs[0]
         del graph.initializers[value.name]  # pyright: ignore[reportArgumentType]  # an initializer has a name
         count += 1
     return count

@@ -4,6 +4,7 @@ Sources: the config.json and tensor names that `transformers` writes for these m
 for sentence embeddings, the modules.json and 1_Pooling folder of `sentence-transformers`.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,31 +159,45 @@ def read(path: Path, task: str | None = None) -> Checkpoint:
     """
     settings = read_json(path / "config.json")
     kind = KINDS[settings["model_type"]]
-    task = task or _task_of(settings, path)
+    named, task = task, task or _task_of(settings, path)
     if task not in kind.heads:
         raise CheckpointError(f"task {task!r} is not one of {', '.join(kind.heads)}")
     prefix = settings["model_type"] + "."
-    tensors = {_modern(name.removeprefix(prefix)): tensor for name, tensor in read_tensors(path).items()}
-    config = _config(path, settings, kind, task, has_pooler="pooler.dense.weight" in tensors)
-
-    with torch.device("meta"):
-        expected = Model(config).state_dict()
+    content = read_tensors(path)
+    original = {_modern(name.removeprefix(prefix)): name for name in content}
+    tensors = {name: content[theirs] for name, theirs in original.items()}
+    prefixed = any(name.startswith(prefix) for name in content)
+    config = _config(path, settings, kind, task, tensors)
+    try:
+        with torch.device("meta"):
+            expected = Model(config).state_dict()
+    except ValueError as error:
+        raise CheckpointError(f"{path / 'config.json'}: {error}") from None
     table = kind.body | kind.heads[task]
-    tied = {"head.decoder.weight": "embeddings.word_embeddings.weight"} if config.tied_decoder else {}
+    if config.tied_decoder:
+        table["head.decoder.weight"] = "embeddings.word_embeddings.weight"
+    elif task == "fill-mask" and f"{table['head.decoder']}.bias" in tensors:
+        table["head.decoder.bias"] = f"{table['head.decoder']}.bias"
 
     def their_name(ours: str) -> str:
         module, _, leaf = ours.rpartition(".")
         layer = re.search(r"\.(\d+)\.", ours)
         template = re.sub(r"\.\d+\.", ".{i}.", module)
-        named = tied.get(ours) or table.get(ours) or f"{table[template]}.{leaf}"
-        return named.replace("{i}", layer[1] if layer else "")
+        found = table.get(ours) or f"{table[template]}.{leaf}"
+        return found.replace("{i}", layer[1] if layer else "")
 
-    state = assign(expected, tensors, their_name, path)
+    def in_file(name: str) -> str:
+        in_body = name.startswith(("embeddings.", "encoder.", "transformer.", "pooler."))
+        return original.get(name, prefix + name if prefixed and in_body else name)
+
+    state = assign(expected, tensors, their_name, path, in_file)
     left = tensors.keys() - {their_name(name) for name in expected}
     known = {f"{module}.{leaf}" for head in kind.heads.values() for module in head.values() for leaf in _LEAVES}
     known |= {name for head in kind.heads.values() for name in head.values()} | {*kind.unused, *BUFFERS}
-    refuse_unknown(left - known, path)
-    unused = tuple(sorted(left - set(BUFFERS)))
+    if named and prefixed:  # part of a model was asked for: heads of other kinds stand outside the prefix
+        known |= {name for name, theirs in original.items() if not theirs.startswith(prefix)}
+    refuse_unknown((original[name] for name in left - known), path)
+    unused = tuple(sorted(original[name] for name in left - set(BUFFERS)))
     source = {"name": path.resolve().name, "model_type": settings["model_type"], "unused_tensors": list(unused)}
     return Checkpoint("encoder", config, state, carried_files(path), unused, source)
 
@@ -204,7 +219,7 @@ def _task_of(settings: dict[str, Any], path: Path) -> str:
     raise CheckpointError(f"{path}: {name} is not supported; name a --task (embed, fill-mask, classify) to read part")
 
 
-def _config(path: Path, settings: dict[str, Any], kind: Kind, task: str, has_pooler: bool) -> Config:
+def _config(path: Path, settings: dict[str, Any], kind: Kind, task: str, tensors: dict[str, torch.Tensor]) -> Config:
     where = path / "config.json"
     for key, usual in (("is_decoder", False), ("add_cross_attention", False), ("position_embedding_type", "absolute")):
         if settings.get(key) not in (None, usual):
@@ -222,17 +237,17 @@ def _config(path: Path, settings: dict[str, Any], kind: Kind, task: str, has_poo
     values |= {"position_rule": kind.position_rule, "pad_token_id": settings.get("pad_token_id") or 0, "task": task}
     if task == "embed":
         recipe = _pooling(path)
-        values |= recipe or {"pooler": has_pooler and "head.pooler" in kind.heads["embed"]}
+        values |= recipe or {"pooler": "head.pooler" in kind.heads["embed"] and "pooler.dense.weight" in tensors}
     elif task == "fill-mask":
         # RoBERTa's head has GELU whatever the layers have; the others follow hidden_act.
         fixed = settings["model_type"] == "roberta"
         values["head_activation"] = "gelu" if fixed else values["activation"]
-        values["tied_decoder"] = settings.get("tie_word_embeddings", True)
-    else:
-        values |= {"head_activation": kind.classifier_activation, **_labels(settings)}
+        values["tied_decoder"] = settings.get("tie_word_embeddings", True) and not _own_decoder(kind, tensors)
     try:
+        if task == "classify":
+            values |= {"head_activation": kind.classifier_activation, **_labels(settings)}
         return Config(**values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: {error}") from None
 
 
@@ -240,8 +255,17 @@ def _labels(settings: dict[str, Any]) -> dict[str, Any]:
     """Class names and whether one, several or a number is asked for; `transformers` defaults to two classes."""
     names = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(settings.get("num_labels", 2))}
     problem = settings.get("problem_type") or ("regression" if len(names) == 1 else "single_label")
+    if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
+        raise ValueError(f"id2label {names!r} is not an object of class numbers and names")
     labels = tuple(names[key] for key in sorted(names, key=int))
     return {"labels": labels, "problem": PROBLEMS.get(problem, problem)}
+
+
+def _own_decoder(kind: Kind, tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether the file has a decoder of other values than the embeddings that its configuration ties it to."""
+    own = tensors.get(f"{kind.heads['fill-mask']['head.decoder']}.weight")
+    table = tensors.get("embeddings.word_embeddings.weight")
+    return own is not None and table is not None and not torch.equal(own, table)
 
 
 def _pooling(path: Path) -> dict[str, Any]:
@@ -254,5 +278,13 @@ def _pooling(path: Path) -> dict[str, Any]:
     if len(modes) != 1 or not modes <= known.keys():
         raise CheckpointError(f"{file}: pooling {', '.join(sorted(modes)) or 'of no kind'} is not supported")
     modules = path / "modules.json"
-    normalize = not modules.exists() or ".Normalize" in modules.read_text(encoding="utf-8")
-    return {"pooling": known[modes.pop()], "normalize": normalize}
+    if not modules.exists():
+        return {"pooling": known[modes.pop()], "normalize": True}
+    try:
+        steps = [str(step["type"]).rpartition(".")[2] for step in json.loads(modules.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{modules} is not a list of steps with their types: {error}") from None
+    others = [step for step in steps if step not in ("Transformer", "Pooling", "Normalize")]
+    if others:
+        raise CheckpointError(f"{modules}: the step {', '.join(others)} is not supported")
+    return {"pooling": known[modes.pop()], "normalize": "Normalize" in steps}

@@ -40,7 +40,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if (path / "model.safetensors").exists():
         names = ["model.safetensors"]
     elif index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise CheckpointError(f"{index} has no weight_map of tensor and file names")
+        names = sorted(set(places.values()))
     else:
         pickled = " (pytorch_model.bin is a pickle and is never opened: save it again with safe_serialization=True)"
         raise CheckpointError(
@@ -48,30 +51,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for name in names:
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise CheckpointError(f"{index} names the shard {name!r}, which is not a plain file name")
         try:
             tensors |= load_file(path / name)
         except FileNotFoundError:
             raise CheckpointError(f"{path / name} does not exist, but {index.name} names it") from None
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path / name} is not a whole safetensors file: {error}") from None
     return tensors
 
 
 def assign(
-    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], their_name: Callable[[str], str], where: Path
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    their_name: Callable[[str], str],
+    where: Path,
+    in_file: Callable[[str], str] = str,
 ) -> dict[str, Tensor]:
-    """The tensors under our names: `their_name` tells what the file calls each of `expected`.
+    """The tensors under our names: `their_name` tells what `tensors` calls each of `expected`.
+
+    in_file: turns that into the file's own name, for messages.
 
     Raises CheckpointError that names, as the file does, the tensors that are missing or of another shape.
     """
     names = {ours: their_name(ours) for ours in expected}
-    missing = sorted({theirs for theirs in names.values() if theirs not in tensors})
+    missing = sorted({in_file(theirs) for theirs in names.values() if theirs not in tensors})
     if missing:
         raise CheckpointError(f"{where} lacks the {_count(missing)}")
     misfits = [
-        f"{theirs} of shape {tuple(tensors[theirs].shape)} where config.json asks for {tuple(expected[ours].shape)}"
+        f"{in_file(theirs)} of shape {tuple(tensors[theirs].shape)} "
+        f"where config.json asks for {tuple(expected[ours].shape)}"
         for ours, theirs in names.items()
         if tensors[theirs].shape != expected[ours].shape
     ]

@@ -156,6 +156,8 @@ class Model(nn.Module):
     ) -> dict[str, Tensor]:
         """input_ids (B, L), attention_mask of rank `mask_rank`, token_type_ids (B, L) → the task's outputs."""
         batch, length = input_ids.shape
+        if length > self.config.max_length:
+            raise ValueError(f"length {length} is over the {self.config.max_length} that the model takes")
         mask = masks.padding(attention_mask) if attention_mask.ndim == 2 else attention_mask
         mask = masks.normalize(mask, batch, self.config.num_heads, length, length)
         x = self.embeddings(input_ids, attention_mask, token_type_ids)  # (B, L, E)
@@ -231,7 +233,7 @@ class EmbeddingHead(nn.Module):
             total = (weights[:, None] @ x)[:, 0]  # (B, E)
             pooled = total / weights.sum(1, keepdim=True).clamp(min=1)
         else:
-            pooled = self.first(x, real)
+            pooled = torch.where(real.any(1, keepdim=True), self.first(x, real), 0.0)
         if self.normalize:
             pooled = F.normalize(pooled, dim=-1)
         outputs = {"last_hidden_state": x, "sentence_embedding": pooled}

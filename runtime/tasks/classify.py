@@ -50,6 +50,7 @@ def to_scores(logits: np.ndarray, problem: str) -> np.ndarray:
 def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
     """A table of each text's best labels."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     table.add_column("text", overflow="fold")
@@ -57,5 +58,6 @@ def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
     table.add_column("score", justify="right")
     for result in results:
         best = sorted(result["scores"].items(), key=lambda item: -item[1])[:3]
-        table.add_row(result["input"], "\n".join(k for k, _ in best), "\n".join(f"{v:.4f}" for _, v in best))
+        labels = Text("\n".join(label for label, _ in best))
+        table.add_row(Text(result["input"]), labels, "\n".join(f"{v:.4f}" for _, v in best))
     console.print(table)

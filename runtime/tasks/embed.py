@@ -50,8 +50,9 @@ def similarities(vectors: np.ndarray) -> np.ndarray:
 def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
     """A table of the cosine similarity of every pair."""
     from rich.table import Table
+    from rich.text import Text
 
-    matrix = similarities(np.array([result["embedding"] for result in results]))
+    matrix = similarities(np.array([result["embedding"] for result in results] or np.empty((0, 1))))
     if len(results) == 1:
         vector = results[0]["embedding"]
         console.print(f"{len(vector)} numbers, the first of them {[round(x, 4) for x in vector[:6]]} … (all: --json)")
@@ -62,5 +63,5 @@ def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
     for number in range(1, len(results) + 1):
         table.add_column(str(number), justify="right", no_wrap=True)
     for number, (result, row) in enumerate(zip(results, matrix, strict=True), 1):
-        table.add_row(str(number), result["input"], *(f"{value:.4f}" for value in row))
+        table.add_row(str(number), Text(result["input"]), *(f"{value:.4f}" for value in row))
     console.print(table)

@@ -1,6 +1,7 @@
 """fill-mask: which words fit where the text has the model's mask token."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,8 +41,10 @@ def run(
         tokens = []
         for position in (place for place, token in enumerate(encoding.ids) if token == mask):
             scores = to_scores(logits[position].astype(np.float64), "single_label")
-            for token in np.argsort(-scores, kind="stable")[:BEST]:
-                found = encoder.tokenizer.decode([int(token)]).strip() or encoder.tokenizer.id_to_token(int(token))
+            best = (int(token) for token in np.argsort(-scores, kind="stable"))
+            words = (token for token in best if encoder.tokenizer.id_to_token(token) is not None)
+            for token in islice(words, BEST):
+                found = encoder.tokenizer.decode([token]).strip() or encoder.tokenizer.id_to_token(token)
                 tokens.append({"token": found, "score": float(scores[token]), "position": position})
         results[index] = {"input": texts[index], "tokens": tokens}
     return results
@@ -50,6 +53,7 @@ def run(
 def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
     """A table of the words that fit each text."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     table.add_column("text", overflow="fold")
@@ -57,7 +61,6 @@ def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
     table.add_column("score", justify="right")
     for result in results:
         words = result["tokens"]
-        table.add_row(
-            result["input"], "\n".join(t["token"] for t in words), "\n".join(f"{t['score']:.4f}" for t in words)
-        )
+        found, scores = Text("\n".join(t["token"] for t in words)), "\n".join(f"{t['score']:.4f}" for t in words)
+        table.add_row(Text(result["input"]), found, scores)
     console.print(table)

@@ -26,9 +26,10 @@ def test_another_dtype_is_refused_by_name():
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 def test_an_integer_input_says_how_far_its_values_go(dtype):
     with pytest.raises(ValueError, match=r"x: .*needs `high`"):
-        TensorSpec("x", dtype, ("n",))
-    assert TensorSpec("x", dtype, ("n",), kind="mask").high is None
-    assert TensorSpec("x", "float32", ("n",)).high is None
+        Signature((TensorSpec("x", dtype, ("n",)),), (TensorSpec("y", "float32", ("n",)),))
+    values, mask = TensorSpec("x", "float32", ("n",)), TensorSpec("m", dtype, ("n",), kind="mask")
+    counts = TensorSpec("y", dtype, ("n",))
+    assert Signature((values, mask), (counts,)).outputs[0].high is None
 
 
 def test_a_name_used_twice_is_refused():

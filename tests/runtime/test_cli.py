@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 def save(kind, folder: Path, **changes) -> None:
     torch.manual_seed(3)
-    settings = {"vocab_size": 101, "hidden_size": 33, "num_attention_heads": 3, "num_hidden_layers": 2}
+    settings: dict[str, Any] = {"vocab_size": 101, "hidden_size": 33, "num_attention_heads": 3, "num_hidden_layers": 2}
     config = BertConfig(**settings, intermediate_size=53, max_position_embeddings=37, **changes)
     kind(config).save_pretrained(folder)
 
@@ -135,8 +136,15 @@ class TestTasks:
     )
     def test_classify_and_fill_mask(self, isoformer, tmp_path, minilm, kind, text, field):
         torch.manual_seed(5)
-        settings = {"vocab_size": 30522, "hidden_size": 33, "num_attention_heads": 3, "num_hidden_layers": 1}
-        config = BertConfig(**settings, intermediate_size=53, max_position_embeddings=37, num_labels=3)
+        settings: dict[str, Any] = {
+            "vocab_size": 30522,
+            "hidden_size": 33,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 1,
+        }
+        config = BertConfig(
+            **settings, intermediate_size=53, max_position_embeddings=37, id2label={0: "a", 1: "b", 2: "c"}
+        )
         kind(config).save_pretrained(tmp_path / "model")
         (tmp_path / "model/tokenizer.json").write_bytes((minilm / "tokenizer.json").read_bytes())
         assert isoformer("export", "-m", tmp_path / "model", tmp_path / "out").returncode == 0

@@ -249,8 +249,8 @@ def test_empty_file(reader: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     "content",
-    [b"\xff" * 20, b"\x0b", b"\x0a\x05ab", b"\x09\0\0", b"\x80", b"\x0a" + b"\x80" * 9],
-    ids=["endless number", "group", "cut bytes", "cut fixed", "cut key", "cut length"],
+    [b"\xff" * 20, b"\x0b", b"\x0a\x05ab", b"\x0a\x03ab", b"\x09\0\0", b"\x80", b"\x0a" + b"\x80" * 9],
+    ids=["endless number", "group", "cut bytes", "one byte less", "cut fixed", "cut key", "cut length"],
 )
 def test_garbage(reader: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)

@@ -421,6 +421,13 @@ def test_dropout_acts_in_training_alone():
     assert differ(model.train()(ids, mask)["last_hidden_state"], want)
 
 
+def test_dropout_acts_on_embeddings_and_classes_too():
+    model = build(dropout=1.0, task="classify", labels=LABELS).train()
+    ids, mask = random_ids(2, 5), torch.ones(2, 5)
+    assert torch.equal(model.embeddings(ids, mask, None), torch.zeros(2, 5, 33, dtype=torch.float64))
+    assert torch.equal(model(ids, mask)["logits"], model.get_parameter("head.classifier.bias").expand(2, -1))
+
+
 # lengths
 
 
