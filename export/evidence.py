@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from isoformer.export.errors import ExportError
 from isoformer.export.graph import in_order
 from isoformer.models.signature import Signature
 from isoformer.runtime import cases
 from isoformer.runtime.cases import Arrays, Case
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import FACTOR, Comparison, bound, compare, largest_error, sample_indices
-from isoformer.runtime.verify import SMALL
+from isoformer.runtime.verify import is_small
 
 GOLDEN_BYTES = 4 * 2**20
 Progress = Callable[[str, int, int], None]
@@ -39,8 +40,11 @@ def torch_runner(model: nn.Module, signature: Signature, dtype: torch.dtype) -> 
     def run(inputs: Arrays) -> Arrays:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-        with torch.inference_mode():
-            outputs = in_order(model(**tensors), signature)
+        try:
+            with torch.inference_mode():
+                outputs = in_order(model(**tensors), signature)
+        except RuntimeError as error:
+            raise ExportError(f"the model cannot run in {dtype}: {' '.join(str(error).split())[:300]}") from error
         return {spec.name: out.numpy() for spec, out in zip(signature.outputs, outputs, strict=True)}
 
     return run
@@ -72,7 +76,7 @@ def gather(
             for name, value in expected.items()
         }
         for runtime, run in runners.items():
-            if runtime.startswith("onnx reference") and max(array.size for array in inputs.values()) > SMALL:
+            if runtime.startswith("onnx reference") and not is_small(plain, inputs):
                 continue
             outputs = run(inputs)
             for name, value in expected.items():

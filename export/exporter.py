@@ -1,6 +1,5 @@
 """export(): the whole way from a module to a package that has been verified."""
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,8 +77,3 @@ def _save(graph: ir.Model, folder: Path, external_data_bytes: int) -> None:
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
     external = "model.onnx_data" if size > external_data_bytes else None
     ir.save(graph, folder / "model.onnx", external_data=external)
-
-
-def read_json(file: Path) -> Any:
-    """The JSON data of a file."""
-    return json.loads(file.read_text(encoding="utf-8"))

@@ -62,12 +62,12 @@ def to_onnx(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported; it goes from {OPSETS[0]} to {OPSETS[-1]}")
     samples = _samples(signature)
-    dims = {name: _dim(name, signature.axes.get(name, Axis())) for name in signature.axis_names()}
-    shapes = tuple({i: dims[a] for i, a in enumerate(spec.axes) if isinstance(a, str)} for spec in signature.inputs)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every torchvision operator that is absent
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch's internals about each other
+            dims = {name: _dim(name, signature.axes.get(name, Axis())) for name in signature.axis_names()}
+            shapes = [{i: dims[a] for i, a in enumerate(spec.axes) if isinstance(a, str)} for spec in signature.inputs]
             program = torch.onnx.export(
                 Edge(model, signature),
                 samples,
@@ -75,7 +75,7 @@ def to_onnx(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
                 opset_version=opset,
                 input_names=[spec.name for spec in signature.inputs],
                 output_names=[spec.name for spec in signature.outputs],
-                dynamic_shapes=(shapes,),
+                dynamic_shapes=(tuple(shapes),),
                 custom_translation_table=translations.table(opset),
                 verbose=False,
             )
@@ -85,7 +85,11 @@ def to_onnx(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
         raise ExportError("PyTorch exported nothing")
     graph = program.model
     graph.producer_name, graph.producer_version = "isoformer", None
+    traced = program.exported_program.graph.nodes if program.exported_program else ()
+    calls = sum(node.target is translations.SDPA for node in traced)
     apply_all(graph)
+    if opset >= 23 and attention_calls(graph) != calls:
+        raise ExportError(f"{calls} calls of attention became {attention_calls(graph)} Attention nodes")
     return graph
 
 

@@ -46,8 +46,13 @@ def staged(path: Path, *, force: bool) -> Iterator[Path]:
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
             path.rename(old / path.name)
-            folder.rename(path)
-            shutil.rmtree(old)
+            try:
+                folder.rename(path)
+            except OSError:
+                (old / path.name).rename(path)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             folder.rename(path)
     except OSError as error:

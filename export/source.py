@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from torch import nn
 
@@ -38,7 +38,7 @@ def resolve(name: str, task: str | None = None, options: Iterable[str] = ()) -> 
             return _family(name, task, list(options))
         if ":" in name and "/" not in name:
             return _callable(name, task, list(options))
-    except (checkpoints.CheckpointError, ValueError) as error:
+    except ValueError as error:  # CheckpointError among them
         raise ExportError(str(error)) from error
     raise ExportError(
         f"{name} is neither a folder or file here, nor a family ({', '.join(registry.names())}), nor module:callable"
@@ -102,8 +102,8 @@ def configured(config: Any, options: list[str]) -> Any:
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:
-    choices = [choice for choice in get_args(kind) if not isinstance(choice, type)]
-    if choices:  # a Literal
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    if choices:
         for choice in choices:
             if str(choice) == text:
                 return choice

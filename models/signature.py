@@ -14,7 +14,8 @@ DTYPES = ("bool", "int32", "int64", "float16", "float32", "float64")
 class TensorSpec:
     """One tensor at the edge of a graph.
 
-    `axes` holds a name for each axis that varies and an int for each that does not.
+    `axes` holds a name for each axis that varies and an int for each that does not. Call the batch
+    axis "batch_size": verification then runs rows of a batch alone and gives each its own mask.
     `kind` is "mask" for a 0/1 mask (see `masks.py`; its last axis counts keys), else "value".
     Integers lie in `low <= x < high` when `high` is given. `pad` is the value that callers put
     where the mask is 0, for models that read something from it. An input with a `default`

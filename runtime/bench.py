@@ -1,6 +1,5 @@
 """Latency of a package on this machine, at chosen batches and lengths."""
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +58,10 @@ def time_runs(
 
 
 def peak_mb() -> float:
-    """The largest resident size of this process so far, in MB (10^6 bytes)."""
+    """The largest resident size of this process so far, in MB (10^6 bytes); NaN on Windows, which does not say."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -100,7 +100,7 @@ def export(
             highlight=False,
             soft_wrap=True,
         )
-    out.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    out.print(f"wrote {output}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -123,8 +123,10 @@ def verify(
             advance = _counter(show, name, len(loaded.manifest["golden"]) + len(loaded.manifest["grid"]))
             part = run_checks(loaded, run, name, seed=seed, small=small, progress=advance)
             if not part.comparisons:
-                raise IsoformerError(f"{name}: there was nothing to compare in {package}")
+                err.print(f"{name}: no case of {package} is small enough for it", highlight=False, markup=False)
             report.comparisons += part.comparisons
+    if not report.comparisons:
+        raise IsoformerError(f"there was nothing to compare in {package}")
     if as_json:
         for comparison in report.comparisons:
             print(json.dumps(comparison.to_dict()))
@@ -311,14 +313,23 @@ def _texts(inputs: list[str], file: Path | None) -> list[str]:
         raise InputError("give texts or --file, not both")
     if file is not None:
         try:
-            inputs = file.read_text(encoding="utf-8").splitlines()
+            inputs = _lines(file.read_bytes())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file} cannot be read as UTF-8 text: {error}") from None
     elif not inputs and not sys.stdin.isatty():
-        inputs = sys.stdin.read().splitlines()
+        try:
+            inputs = _lines(sys.stdin.buffer.read())
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input is not UTF-8 text: {error}") from None
     if not inputs:
         raise InputError("there is no input: give texts, --file, or lines on standard input")
     return inputs
+
+
+def _lines(content: bytes) -> list[str]:
+    """The lines, split at line feeds alone: other separators of Unicode belong to the text."""
+    text = content.decode("utf-8").removesuffix("\n")
+    return [line.removesuffix("\r") for line in text.split("\n")] if text else []
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -13,6 +13,8 @@ from isoformer.runtime.errors import PackageError
 from isoformer.runtime.onnx_file import external_files, read_tensor
 
 MANIFEST = "isoformer.json"
+REQUIRED = {"files", "golden", "grid", "name", "operators", "opset", "parameters", "parity", "precision"}
+REQUIRED |= {"signature", "task", "tolerances", "versions"}
 SCHEMA = 1
 
 
@@ -135,7 +137,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise PackageError(
             f"{file} has schema {manifest['schema']}; this isoformer reads {SCHEMA}: install its version"
         )
-    lacking = sorted({"files", "golden", "grid", "signature", "task", "tolerances"} - manifest.keys())
+    lacking = sorted(REQUIRED - manifest.keys())
     if lacking:
         raise PackageError(f"{file} lacks {', '.join(lacking)}")
     if not isinstance(manifest["files"], dict):

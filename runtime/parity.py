@@ -45,7 +45,7 @@ class Comparison:
         return f"{self.runtime}, {self.check} {self.case}, {self.output}: {what}"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"passed": self.passed}
+        return asdict(self) | {"error": finite(self.error), "bound": finite(self.bound), "passed": self.passed}
 
 
 @dataclass
@@ -81,8 +81,13 @@ class Report:
             "cases": self.cases,
             "values": self.values,
             "failures": [c.line() for c in self.failures],
-            "worst_share_of_bound": self.worst() if self.comparisons else None,
+            "worst_share_of_bound": finite(self.worst()),
         }
+
+
+def finite(number: float) -> float | None:
+    """The number, None where it is none: JSON has no NaN and no infinity."""
+    return number if math.isfinite(number) else None
 
 
 def share(comparison: Comparison) -> float:

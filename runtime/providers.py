@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ProviderName = Literal["cpu", "cuda"]
 PROVIDERS: tuple[str, ...] = get_args(ProviderName)
+# Older releases answer NaN where a query row has no key, at opset 23 (1.23 to 1.27 were tried).
+OLDEST = (1, 31)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ def onnxruntime_module() -> Any:
         raise IsoformerError(
             "onnxruntime is not installed: pip install 'isoformer[cpu]' (or 'isoformer[gpu]' for CUDA)"
         ) from None
+    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < OLDEST:
+        raise IsoformerError(
+            f"onnxruntime {onnxruntime.__version__} computes masked rows wrongly; "
+            f"pip install --upgrade 'isoformer[cpu]' (or 'isoformer[gpu]') brings {OLDEST[0]}.{OLDEST[1]} or later"
+        )
     return onnxruntime
 
 

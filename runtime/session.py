@@ -41,6 +41,7 @@ class Session:
             raise InputError(f"threads is {threads}; it must be at least 1")
         self.package = path if isinstance(path, Package) else load(path)
         self.provider = provider
+        self.text_encoders: dict[bool, Any] = {}  # see `text.text_encoder`
         self.signature = self.package.signature
         self._inputs = {spec.name: spec for spec in self.signature.inputs}
         self._outputs = [spec.name for spec in self.signature.outputs]

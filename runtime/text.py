@@ -80,8 +80,21 @@ class TextEncoder:
             columns["input_ids"][row, :length] = encoding.ids
             columns["attention_mask"][row, :length] = 1
             columns["token_type_ids"][row, :length] = encoding.type_ids
-        wanted = {spec.name for spec in self.session.signature.inputs}
-        return {name: column for name, column in columns.items() if name in wanted}
+        result = {}
+        for spec in self.session.signature.inputs:
+            if spec.name in columns:
+                # A mask with a query axis too says the same of every query.
+                column = columns[spec.name].reshape(shape[0], *(1,) * (len(spec.axes) - 2), shape[1])
+                wide = [axis if isinstance(axis, int) else shape[1] for axis in spec.axes[1:]]
+                result[spec.name] = np.ascontiguousarray(np.broadcast_to(column, (shape[0], *wide)))
+        return result
+
+
+def text_encoder(session: Session, *, truncate: bool = False) -> TextEncoder:
+    """The session's encoder, made once: reading a tokenizer takes longer than a short text through a small model."""
+    if truncate not in session.text_encoders:
+        session.text_encoders[truncate] = TextEncoder(session, truncate=truncate)
+    return session.text_encoders[truncate]
 
 
 def _read_config(file: Path) -> dict[str, Any]:

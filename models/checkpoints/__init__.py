@@ -36,7 +36,15 @@ class Checkpoint:
     def model(self, **options: Any) -> nn.Module:
         """The family's model in eval mode with these weights; `options` replace fields of the configuration."""
         module = registry.load(self.family).Model(replace(self.config, **options))
-        module.load_state_dict({name: tensor.float() for name, tensor in self.state.items()})
+        expected = module.state_dict().keys()
+        state = {name: tensor.float() for name, tensor in self.state.items() if name in expected}
+        lacking = sorted(expected - state.keys())
+        if lacking:
+            raise CheckpointError(f"these options need tensors that the checkpoint lacks: {', '.join(lacking[:8])}")
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"these options do not fit the checkpoint: {' '.join(str(error).split())}") from None
         return module.eval()
 
 

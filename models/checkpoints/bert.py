@@ -171,7 +171,7 @@ def read(path: Path, task: str | None = None) -> Checkpoint:
     try:
         with torch.device("meta"):
             expected = Model(config).state_dict()
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path / 'config.json'}: {error}") from None
     table = kind.body | kind.heads[task]
     if config.tied_decoder:
@@ -258,6 +258,8 @@ def _labels(settings: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
         raise ValueError(f"id2label {names!r} is not an object of class numbers and names")
     labels = tuple(names[key] for key in sorted(names, key=int))
+    if len(set(labels)) != len(labels):
+        raise ValueError(f"id2label gives one name to several classes: {', '.join(map(str, labels))}")
     return {"labels": labels, "problem": PROBLEMS.get(problem, problem)}
 
 

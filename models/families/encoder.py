@@ -59,9 +59,16 @@ class Config:
     tied_decoder: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_heads", "num_layers", "intermediate_size", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        sizes = ("vocab_size", "hidden_size", "num_heads", "num_layers", "intermediate_size", "max_positions")
+        for name in (*sizes, "num_kv_heads", "head_dim", "num_token_types", "pad_token_id"):
+            value = getattr(self, name)
+            least = 1 if name in sizes or name in ("num_kv_heads", "head_dim") else 0
+            if value is None and name not in sizes:
+                continue
+            if type(value) is not int:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number")
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
         for field in fields(self):
             allowed = get_args(field.type) if get_origin(field.type) is Literal else ()
             if allowed and getattr(self, field.name) not in allowed:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoformer.runtime.session import Session
-from isoformer.runtime.text import TextEncoder, run_batches
+from isoformer.runtime.text import run_batches, text_encoder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ def run(
     Scores are probabilities that sum to 1, or one of its own for each label (multi_label), or the
     model's numbers as they are (regression).
     """
-    encoder = TextEncoder(session, truncate=truncate)
+    encoder = text_encoder(session, truncate=truncate)
     task = session.package.task
     results: list[dict[str, Any]] = [{} for _ in texts]
     for index, _, logits in run_batches(session, encoder, texts, "logits", progress=progress):

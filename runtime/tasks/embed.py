@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoformer.runtime.session import Session
-from isoformer.runtime.text import TextEncoder, run_batches
+from isoformer.runtime.text import run_batches, text_encoder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ def embeddings(
     progress: Callable[[int], None] = lambda _done: None,
 ) -> np.ndarray:
     """The vectors as a (texts, E) float32 array."""
-    encoder = TextEncoder(session, truncate=truncate)
+    encoder = text_encoder(session, truncate=truncate)
     width = next(spec.axes[1] for spec in session.signature.outputs if spec.name == "sentence_embedding")
     result = np.empty((len(texts), int(width)), np.float32)
     for index, _, row in run_batches(session, encoder, texts, "sentence_embedding", progress=progress):

@@ -215,12 +215,6 @@ def test_attention_taken_apart(opset: int) -> None:
     assert checks.operators(attention(TAKEN_APART, opset), opset) == []
 
 
-def test_some_attention_whole_and_some_taken_apart() -> None:
-    body = f"{TAKEN_APART.replace('y =', 'h =')} y = Attention (h, h, h)"
-    (finding,) = checks.operators(attention(body), 23)
-    assert finding == "some attention is an Attention node and some is taken apart"
-
-
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_softmax_of_an_answer_is_no_attention(axis: int) -> None:
     """A classifier that returns probabilities has attention and a Softmax, and nothing is taken apart."""

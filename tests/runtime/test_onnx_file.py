@@ -123,6 +123,14 @@ def test_read_tensor_refuses_dims_that_are_not_the_bytes(dims: list[int], raw: b
         read_tensor(tmp_path / "t.pb")
 
 
+@pytest.mark.parametrize("last", [0x01, 0x02, 0x7F])
+def test_read_tensor_refuses_dims_of_more_than_63_bits(last: int, tmp_path: Path) -> None:
+    wide = varint(1 << 3) + b"\xff" * 9 + bytes([last])
+    (tmp_path / "t.pb").write_bytes(wide + tensor_bytes([0], b""))
+    with pytest.raises(PackageError, match=r"t\.pb"):
+        read_tensor(tmp_path / "t.pb")
+
+
 # ------------------------------------------------------------------------- external_files and operators
 
 

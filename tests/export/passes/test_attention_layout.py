@@ -33,8 +33,9 @@ OUT = "float[B,Lq,66] y"
 
 
 def parse(text: str) -> ir.Model:
-    proto = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True, data_prop=True)
-    return ir.from_proto(proto)
+    return ir.from_proto(
+        onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True, data_prop=True)
+    )
 
 
 def layer(attention: str = "a = Attention (q, k, v, mask)", tail: str = TAIL, outputs: str = OUT) -> ir.Model:
@@ -216,6 +217,33 @@ def test_heads_that_are_not_split_off_the_last_axis_are_left_alone(before: str, 
     )
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner", "last", "unknown"),
+    [("6, 35", "14, 15", "14, 15", ("x", "q4")), ("14, 15", "14, 15", "6, 35", ("t", "y"))],
+    ids=["input", "output"],
+)
+def test_sizes_that_nobody_knows_are_not_taken_for_equal(
+    outer: str, inner: str, last: str, unknown: tuple[str, str]
+) -> None:
+    """Batch and length are regrouped on the way in or on the way out, and no shape says so."""
+    model = parse(f"""
+        <ir_version: 10, opset_import: ["" : 23]>
+        attend (float[{outer},30] x) => (float[{last},30] y) {{
+            split = Constant <value_ints = [{inner}, 6, 5]> ()
+            joined = Constant <value_ints = [{last}, 30]> ()
+            q4 = Reshape (x, split)
+            q = Transpose <perm = [0, 2, 1, 3]> (q4)
+            a = Attention (q, q, q)
+            t = Transpose <perm = [0, 2, 1, 3]> (a)
+            y = Reshape (t, joined)
+        }}
+    """)
+    for value in [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]:
+        if value.name in unknown and value.shape is not None:
+            value.shape = ir.Shape([None, None, *value.shape[2:]])
+    left_alone(model)
+
+
 def reshaped(shape: str) -> str:
     """The tail with another last shape."""
     return f"other = Constant <value_ints = {shape}> () {TAIL.replace('flat', 'other')}"
@@ -251,6 +279,12 @@ def test_past_is_left_alone() -> None:
     text = text.replace("ATTENTION", "a, present_key, present_value = Attention (q, k, v, , past_key, past_value)")
     outputs = f"{OUT}, float[B,3,T,5] present_key, float[B,3,T,11] present_value"
     left_alone(parse(text.replace("TAIL", TAIL).replace("OUTPUTS", outputs)))
+
+
+def test_past_is_left_alone_without_what_becomes_of_it() -> None:
+    text = LAYER.replace("bool[B,1,Lq,Lk] mask", "float[B,3,P,5] past_key, float[B,3,P,11] past_value")
+    text = text.replace("ATTENTION", "a = Attention (q, k, v, , past_key, past_value)")
+    left_alone(parse(text.replace("TAIL", TAIL).replace("OUTPUTS", OUT)))
 
 
 @pytest.mark.parametrize("used", ["read", "returned"])

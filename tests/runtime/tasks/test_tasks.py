@@ -307,6 +307,13 @@ def test_mask_token_that_is_cut_away(mask_session: Session) -> None:
         fill_mask.run(mask_session, ["a " * 20 + "[MASK]"], truncate=True)
 
 
+@pytest.mark.parametrize("truncate", [False, True])
+def test_text_that_is_no_unicode(mask_session: Session, truncate: bool) -> None:
+    with pytest.raises(InputError) as caught:
+        fill_mask.run(mask_session, ["[MASK]", "\udcff [MASK]"], truncate=truncate)
+    assert "\n" not in str(caught.value)
+
+
 def test_fill_mask_too_long(mask_session: Session) -> None:
     with pytest.raises(InputError, match="has 23 tokens; this model takes 11 at most"):
         fill_mask.run(mask_session, ["[MASK] " + "a " * 20])
