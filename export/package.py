@@ -115,6 +115,7 @@ def write(
         },
         "tolerances": evidence.tolerances,
         "parity": parity_table(evidence.comparisons),
+        "notes": sorted(set(evidence.notes)),
         "golden": golden,
         "grid": evidence.grid,
     }

@@ -251,6 +251,8 @@ def _runtimes(package: Package, runtime: str, provider: ProviderName, threads: i
             if runtime == "reference":
                 raise
             return
+        if runtime == "all" and reference.NAME not in package.manifest["parity"]:
+            return  # it could not run the graph at export either; the manifest's notes say why
         yield reference.NAME, reference.runner(package.model), True
 
 
@@ -304,6 +306,8 @@ def _facts(package: Package) -> Iterator[tuple[str, str]]:
     yield "precision", f"{manifest['precision']}, ONNX opset {manifest['opset']}"
     yield "padding", f"on the {' or '.join(package.signature.padding)} never changes an answer"
     yield "made with", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    if manifest.get("notes"):
+        yield "notes", "; ".join(manifest["notes"])
     for name, entry in manifest["tolerances"].items():
         yield f"tolerance of {name}", f"{entry['absolute']:.1e}, {entry['factor']:g} times PyTorch float32's own error"
 

@@ -59,7 +59,7 @@ def _source(value: ir.Value | None) -> ir.Value | None:
     if reshape is None or reshape.op_type != "Reshape":
         return None
     x, split = reshape.inputs[0], reshape.outputs[0].shape
-    if x is None or x.shape is None or split is None or len(x.shape) != 3 or x.shape[:2] != split[:2]:
+    if x is None or x.shape is None or split is None or len(x.shape) != 3 or not _same(x.shape, split):
         return None
     return x
 
@@ -74,14 +74,20 @@ def _merged_output(value: ir.Value) -> ir.Value | None:
     if reshape is None or reshape.op_type != "Reshape":
         return None
     merged = reshape.outputs[0]
-    if merged.shape is None or split.shape is None or len(merged.shape) != 3 or merged.shape[:2] != split.shape[:2]:
+    if merged.shape is None or split.shape is None or len(merged.shape) != 3:
         return None
-    return merged
+    return merged if _same(merged.shape, split.shape) else None
 
 
 def _only_use(value: ir.Value) -> ir.Node | None:
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def _same(shape: ir.Shape, other: ir.Shape) -> bool:
+    """Whether the first two sizes are equal; two that nobody knows are not."""
+    known = all(isinstance(size, int) or size.value for size in shape[:2])
+    return known and shape[:2] == other[:2]
 
 
 def _perm(node: ir.Node) -> tuple[int, ...]:

@@ -38,9 +38,14 @@ class Checkpoint:
         module = registry.load(self.family).Model(replace(self.config, **options))
         expected = module.state_dict().keys()
         state = {name: tensor.float() for name, tensor in self.state.items() if name in expected}
-        lacking = sorted(expected - state.keys())
+        # The pooler may be left out; anything else that is too much is a model of another shape.
+        lacking = sorted(expected - state.keys()) or sorted(
+            name for name in self.state.keys() - expected if not name.startswith("head.pooler.")
+        )
         if lacking:
-            raise CheckpointError(f"these options need tensors that the checkpoint lacks: {', '.join(lacking[:8])}")
+            raise CheckpointError(
+                f"these options ask for other tensors than the checkpoint has: {', '.join(lacking[:8])}"
+            )
         try:
             module.load_state_dict(state)
         except RuntimeError as error:

@@ -217,8 +217,8 @@ class FirstToken(nn.Module):
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         if not self.skip_padding:
             return x[:, 0]
-        index = real.to(torch.int64).argmax(1)  # (B,)
-        return x.gather(1, index[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
+        first = real & (real.to(torch.int64).cumsum(1) == 1)  # (B, L), one True a row
+        return (first.to(x.dtype)[:, None] @ x)[:, 0]
 
 
 class EmbeddingHead(nn.Module):
