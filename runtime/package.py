@@ -110,9 +110,24 @@ def load(path: str | Path) -> Package:
                 if _inside(path, relative) not in manifest["files"]:
                     raise PackageError(f"{path}: {name} refers to {location!r}, which {MANIFEST} does not list")
     try:
-        return Package(path, manifest, Signature.read(manifest["signature"]))
+        signature = Signature.read(manifest["signature"])
     except (KeyError, TypeError, AttributeError) as error:
         raise PackageError(f"{path / MANIFEST}: the signature cannot be read ({error})") from None
+    _check_records(path / MANIFEST, manifest, signature)
+    return Package(path, manifest, signature)
+
+
+def _check_records(file: Path, manifest: dict[str, Any], signature: Signature) -> None:
+    """Raises PackageError unless every output has its tolerance and, in every case, its shape and bound."""
+    try:
+        for spec in signature.outputs:
+            float(manifest["tolerances"][spec.name]["absolute"])
+            for case in (*manifest["golden"].values(), *manifest["grid"].values()):
+                tuple(case[spec.name]["shape"])
+                float(case[spec.name]["bound"])
+        dict(manifest["task"] or {})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PackageError(f"{file}: its parity records or its task cannot be read ({error!r})") from None
 
 
 def sha256(path: Path) -> str:

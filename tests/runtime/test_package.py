@@ -373,3 +373,14 @@ def test_model_that_is_no_onnx(copy_package: Copy) -> None:
     (package / "model.onnx").write_bytes(b"\xff" * 20)
     list_file(package, "model.onnx")
     refused(package, "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("tolerances", {}), ("task", "x"), ("golden", {"a": 1}), ("grid", {"a": {}})]
+)
+def test_records_of_another_form(copy_package: Callable[..., Path], key: str, value: object) -> None:
+    package = copy_package()
+    manifest = json.loads((package / "isoformer.json").read_text(encoding="utf-8"))
+    (package / "isoformer.json").write_text(json.dumps(manifest | {key: value}), encoding="utf-8")
+    with pytest.raises(PackageError, match="cannot be read"):
+        load(package)
