@@ -13,7 +13,8 @@
    builders below return is four-dimensional and never in doubt.
 3. Masks combine by AND (`combine`).
 4. Query row i stands at position i + Lk - Lq (bottom-right), so behind P cached keys the rows
-   stand at P, P + 1, ...
+   stand at P, P + 1, ... Where the last query is not at the last key, `offset` says where row 0
+   stands: one number for all, or (B,) numbers for sequences that have come differently far.
 5. A query row with no key gives exactly zero and a finite gradient.
 6. Padding never changes the answer of a real token.
 
@@ -22,7 +23,7 @@ Letters are those of `attention.py`.
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true as known
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
 def as_bool(mask: Tensor) -> Tensor:
@@ -44,41 +45,56 @@ def as_bool(mask: Tensor) -> Tensor:
 def normalize(mask: Tensor, batch: int, heads: int, query_length: int, key_length: int) -> Tensor:
     """Any mask of the contract as booleans of shape (B or 1, 1 or H, Lq, Lk).
 
-    Raises ValueError, with both shapes, when the mask fits none of the four. (`known` is plain
-    equality of ints; of the symbolic sizes of a traced graph it tells whether they must be equal.)
+    Raises ValueError, with both shapes, when the mask fits none of the four.
     """
     full = mask
-    if mask.ndim == 2 and _alike(mask.shape[0], query_length) and not _alike(mask.shape[0], batch):
+    if mask.ndim == 2 and _traced_alike(mask.shape[0], query_length) and not _traced_alike(mask.shape[0], batch):
         full = mask[None, None]
     elif mask.ndim == 2:
         full = mask[:, None, None, :]
     elif mask.ndim == 3:
         full = mask[:, None]
-    wanted = (batch, heads, query_length, key_length)
-    for axis in range(4):
-        have = full.shape[axis] if full.ndim == 4 else None
-        if have is not None and (known(have == wanted[axis]) or (axis < 3 and known(have == 1))):
-            continue
-        if have is not None and torch.compiler.is_compiling():
-            torch._check(have == wanted[axis])  # settled by the sizes that the graph is traced with
-            continue
-        b, h, lq, lk = wanted
+    if full.ndim != 4 or not fits(full, (batch, heads, query_length, key_length), repeated=3):
+        b, h, lq, lk = batch, heads, query_length, key_length
         raise ValueError(
             f"the mask has shape {tuple(mask.shape)}; with batch {b}, heads {h}, queries {lq} and keys {lk} "
             f"it must be ({b}, {lk}), ({lq}, {lk}), ({b}, {lq}, {lk}) or ({b}, {h}, {lq}, {lk})"
         )
     full = as_bool(full)
-    if known(full.shape[2] == query_length):
+    return over_queries(full, query_length, key_length)
+
+
+def fits(tensor: Tensor, wanted: tuple[int, ...], repeated: int) -> bool:
+    """Whether each size of the tensor is the one wanted, or 1 in the first `repeated` axes.
+
+    Sizes that a graph being exported leaves open are declared equal to those wanted.
+    """
+    for axis, (have, want) in enumerate(zip(tensor.shape, wanted, strict=True)):
+        if _equal(have, want) or (axis < repeated and _equal(have, 1)):
+            continue
+        if not torch.compiler.is_exporting() or (isinstance(have, int) and isinstance(want, int)):
+            return False
+        torch._check(have == want)
+    return True
+
+
+def over_queries(full: Tensor, query_length: int, key_length: int) -> Tensor:
+    """(…, Lq or 1, Lk or 1) → (…, Lq, Lk), which ONNX Runtime's Attention wants written out."""
+    if _equal(full.shape[2], query_length) and _equal(full.shape[3], key_length):
         return full
-    # ONNX Runtime's Attention does not repeat a mask along the queries: write it out.
     return full.expand(full.shape[0], full.shape[1], query_length, key_length)
 
 
-def _alike(size: int, other: int) -> bool:
-    """Whether two sizes are equal, or were in the inputs that a graph is being traced with."""
-    if isinstance(size, torch.SymInt) and isinstance(other, torch.SymInt):
+def _equal(size: int, other: int) -> bool:
+    """Whether two sizes are equal; of the open sizes of a graph being exported, whether they must be."""
+    return statically_known_true(size == other) if torch.compiler.is_exporting() else size == other
+
+
+def _traced_alike(size: int, other: int) -> bool:
+    """Whether two sizes are equal, or were in the inputs that a graph is being exported with."""
+    if torch.compiler.is_exporting() and isinstance(size, torch.SymInt) and isinstance(other, torch.SymInt):
         return size.node.hint == other.node.hint
-    return known(size == other)
+    return _equal(size, other)
 
 
 def combine(*masks: Tensor | None) -> Tensor | None:
@@ -103,34 +119,44 @@ def lengths(key_lengths: Tensor, key_length: int) -> Tensor:
     return (keys < key_lengths[:, None])[:, None, None, :]
 
 
-def causal(query_length: int, key_length: int, device: torch.device | None = None) -> Tensor:
-    """(1, 1, Lq, Lk): key j takes part for query i when j <= i + Lk - Lq."""
-    return _distance(query_length, key_length, device) >= 0
+def causal(
+    query_length: int, key_length: int, device: torch.device | None = None, *, offset: Tensor | int | None = None
+) -> Tensor:
+    """(1 or B, 1, Lq, Lk): key j takes part for query i when j <= i + offset; offset is Lk - Lq unless given."""
+    return distance(query_length, key_length, device, offset=offset) >= 0
 
 
 def sliding_window(
-    query_length: int, key_length: int, left: int | None, right: int | None = 0, device: torch.device | None = None
+    query_length: int,
+    key_length: int,
+    left: int | None,
+    right: int | None = 0,
+    device: torch.device | None = None,
+    *,
+    offset: Tensor | int | None = None,
 ) -> Tensor:
-    """(1, 1, Lq, Lk): each query sees itself, `left` keys before it and `right` after it; None is no limit.
+    """(1 or B, 1, Lq, Lk): each query sees itself, `left` keys before it and `right` after it; None is no limit.
+
+    A "window of W" in the papers on causal models counts the query itself: left = W - 1.
 
     Raises ValueError when a limit is negative.
     """
     for side, size in (("left", left), ("right", right)):
         if size is not None and size < 0:
-            raise ValueError(f"the window reaches {size} keys to the {side}; it cannot be negative")
-    distance = _distance(query_length, key_length, device)
-    inside = torch.ones_like(distance, dtype=torch.bool)
+            raise ValueError(f"the window reaches {size} keys to the {side}; it must be at least 0")
+    behind = distance(query_length, key_length, device, offset=offset)
+    inside = torch.ones_like(behind, dtype=torch.bool)
     if left is not None:
-        inside = inside & (distance <= left)
+        inside = inside & (behind <= left)
     if right is not None:
-        inside = inside & (distance >= -right)
+        inside = inside & (behind >= -right)
     return inside
 
 
-def prefix(query_length: int, key_length: int, prefix_lengths: Tensor) -> Tensor:
+def prefix(query_length: int, key_length: int, prefix_lengths: Tensor, *, offset: Tensor | int | None = None) -> Tensor:
     """(B, 1, Lq, Lk): prefix-LM, causal but for the first `prefix_lengths[b]` keys, which every query sees."""
     visible = lengths(prefix_lengths, key_length)
-    return visible | causal(query_length, key_length, prefix_lengths.device)
+    return visible | causal(query_length, key_length, prefix_lengths.device, offset=offset)
 
 
 def segments(query_segments: Tensor, key_segments: Tensor | None = None) -> Tensor:
@@ -139,7 +165,18 @@ def segments(query_segments: Tensor, key_segments: Tensor | None = None) -> Tens
     return (query_segments[:, :, None] == key_segments[:, None, :])[:, None]
 
 
-def _distance(query_length: int, key_length: int, device: torch.device | None) -> Tensor:
-    """(1, 1, Lq, Lk): how far behind its query each key stands."""
-    queries = torch.arange(query_length, device=device) + (key_length - query_length)
-    return (queries[:, None] - torch.arange(key_length, device=device))[None, None]
+def distance(
+    query_length: int, key_length: int, device: torch.device | None = None, *, offset: Tensor | int | None = None
+) -> Tensor:
+    """(1 or B, 1, Lq, Lk): how many positions each key stands behind its query; negative: ahead of it.
+
+    Raises ValueError when an offset that is a tensor is not (B,).
+    """
+    rows = torch.arange(query_length, device=device)
+    if isinstance(offset, Tensor):
+        if offset.ndim != 1:
+            raise ValueError(f"offset has shape {tuple(offset.shape)}; it is one number or (batch,) numbers")
+        queries = (rows + offset[:, None])[:, None, :, None]  # (B, 1, Lq, 1)
+    else:
+        queries = (rows + (key_length - query_length if offset is None else offset))[None, None, :, None]
+    return queries - torch.arange(key_length, device=queries.device)
