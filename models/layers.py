@@ -70,9 +70,24 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, L, E), mask of the contract → (B, L, E)."""
+        y = self._to_attention(x)
+        return self._after_attention(x, self.attention(y, y, y, mask))
+
+    def with_weights(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, and the attention's weights (B, H, L, L), exactly zero where masked.
+
+        The attention needs a `compute` as `MultiHeadAttention` has it.
+        """
+        y = self._to_attention(x)
+        attended = self.attention.compute(y, y, y, mask, need_weights=True)
+        return self._after_attention(x, attended.output), attended.weights
+
+    def _to_attention(self, x: Tensor) -> Tensor:
+        return self.attention_norm(x) if self.pre_norm else x
+
+    def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.dropout(attended)
         if self.pre_norm:
-            y = self.attention_norm(x)
-            x = x + self.dropout(self.attention(y, y, y, mask))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, x, x, mask)))
+        x = self.attention_norm(x)
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from isoformer.runtime.cases import BATCH_AXIS, Arrays, sample
+from isoformer.runtime.cases import BATCH_AXIS, Arrays, sample, takes_part
 from isoformer.runtime.errors import IsoformerError
 from isoformer.runtime.package import Signature
 from isoformer.runtime.parity import Comparison, compare
@@ -34,10 +34,11 @@ def relations(
     if any(spec.axes[:1] != (BATCH_AXIS,) for spec in (*signature.inputs, *signature.outputs)):
         return  # rows of the batch cannot be told apart
     axis = key_axis(signature)
-    named = [name for name in signature.axes if name != BATCH_AXIS]
+    named = [name for name in signature.free_axes if name != BATCH_AXIS]
     for _ in range(3):
         sizes = {name: _fresh_size(*signature.axes[name], rng) for name in named}
         sizes[BATCH_AXIS] = _clip(ROWS, *signature.axes[BATCH_AXIS])
+        sizes = signature.complete(sizes)
         label = "x".join(str(size) for size in (sizes[BATCH_AXIS], *(sizes[name] for name in named)))
         try:
             pairs = list(_alone(signature, sizes, run, rng))
@@ -65,11 +66,12 @@ def _clip(size: int, low: int, high: int | None) -> int:
 
 
 def key_axis(signature: Signature) -> str | None:
-    """The axis along which sequences are padded: the keys of a (batch, keys) mask that is the only mask."""
-    masks = [spec for spec in signature.inputs if spec.kind == "mask"]
-    if len(masks) == 1 and len(masks[0].axes) == 2 and isinstance(masks[0].axes[1], str):
-        return masks[0].axes[1]
-    return None
+    """The axis along which sequences are padded: the keys of the only mask, where it is one a sequence."""
+    masks = [spec for spec in signature.inputs if spec.kind != "value"]
+    if len(masks) != 1 or (masks[0].kind == "mask" and len(masks[0].axes) != 2):
+        return None
+    axis = masks[0].along or masks[0].axes[1]
+    return axis if isinstance(axis, str) and axis not in signature.sums else None
 
 
 def _alone(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
@@ -93,8 +95,8 @@ def _padded(signature: Signature, axis: str, sizes: dict[str, int], run: Callabl
         for spec in signature.inputs:
             if axis in spec.axes:
                 place = _slice(spec.axes, axis, before, before + inner)
-                if spec.kind == "mask" or spec.pad is not None:
-                    wide[spec.name][:] = 0 if spec.kind == "mask" else spec.pad
+                if spec.kind != "value" or spec.pad is not None:
+                    wide[spec.name][:] = 0 if spec.kind != "value" else spec.pad
                 wide[spec.name][place] = inputs[spec.name]
             else:
                 wide[spec.name] = inputs[spec.name]
@@ -110,19 +112,22 @@ def _content(signature: Signature, axis: str, sizes: dict[str, int], run: Callab
         return  # what stands under the mask has a meaning for this model
     inputs = sample(signature, sizes, "holes", rng)
     fresh = sample(signature, sizes, "none", rng)
-    mask = next(spec.name for spec in signature.inputs if spec.kind == "mask")
-    inputs[mask][:, 0] = 1  # a model may read its answer at the first place
-    kept = inputs[mask] != 0  # (batch, keys)
+    mask = next(spec for spec in signature.inputs if spec.kind != "value")
+    if mask.kind != "lengths":
+        inputs[mask.name][:, 0] = 1  # a model may read its answer at the first place
+    kept = takes_part(mask, inputs[mask.name], sizes[axis])  # (batch, keys)
     for spec in signature.inputs:
-        if spec.kind != "mask" and spec.axes[:2] == (BATCH_AXIS, axis):
+        if spec.kind == "value" and spec.axes[:2] == (BATCH_AXIS, axis):
             where = kept.reshape(kept.shape + (1,) * (len(spec.axes) - 2))
             fresh[spec.name] = np.where(where, inputs[spec.name], fresh[spec.name])
         else:
             fresh[spec.name] = inputs[spec.name]
     one, other = run(inputs), run(fresh)
     for spec in signature.outputs:
-        if spec.axes[:2] == (BATCH_AXIS, axis):
-            one[spec.name], other[spec.name] = one[spec.name][kept], other[spec.name][kept]
+        if axis in spec.axes:  # rows of real tokens alone; of attention weights the first such axis counts queries
+            place = spec.axes.index(axis)
+            for answer in (one, other):
+                answer[spec.name] = np.moveaxis(answer[spec.name], place, 1)[kept]
     yield "content", one, other
 
 

@@ -6,7 +6,7 @@ Devlin et al. 2018 (https://arxiv.org/abs/1810.04805). RoBERTa and DistilBERT ar
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ class Config:
     num_token_types: 0 for none, 1 for one vector added everywhere, more for a token_type_ids input.
     head_activation: of the dense layer in front of the classifier or of the masked-word decoder.
     pooler: also compute `pooler_output` (tanh of a dense layer on the first token) in the embed task.
+    output_attentions: also return `attentions.{i}` (batch, heads, queries, keys), the weights of layer i,
+    exactly zero where masked and in a row without keys, and `attention_visible`
+    (batch, 1, queries, keys), the mask as the model applied it.
     """
 
     vocab_size: int
@@ -57,6 +60,7 @@ class Config:
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
     head_activation: str = "tanh"
     tied_decoder: bool = True
+    output_attentions: bool = False
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "num_heads", "num_layers", "intermediate_size", "max_positions")
@@ -119,6 +123,10 @@ def signature(config: Config) -> Signature:
         outputs = [TensorSpec("logits", "float32", (batch, length, config.vocab_size))]
     else:
         outputs = [TensorSpec("logits", "float32", (batch, len(config.labels)))]
+    if config.output_attentions:
+        weights = (batch, config.num_heads, length, length)
+        outputs += [TensorSpec(f"attentions.{layer}", "float32", weights) for layer in range(config.num_layers)]
+        outputs.append(TensorSpec("attention_visible", "bool", (batch, 1, length, length)))
     return Signature(
         tuple(inputs),
         tuple(outputs),
@@ -168,11 +176,18 @@ class Model(nn.Module):
         mask = masks.padding(attention_mask) if attention_mask.ndim == 2 else attention_mask
         mask = masks.normalize(mask, batch, self.config.num_heads, length, length)
         x = self.embeddings(input_ids, attention_mask, token_type_ids)  # (B, L, E)
-        for block in self.blocks:
-            x = block(x, mask)
+        attentions: dict[str, Tensor] = {}
+        for layer, block in enumerate(self.blocks):
+            if self.config.output_attentions:
+                x, attentions[f"attentions.{layer}"] = cast(EncoderBlock, block).with_weights(x, mask)
+            else:
+                x = block(x, mask)
         # A token is real when some query sees it; under key padding that is attention_mask itself.
         real = masks.as_bool(attention_mask) if attention_mask.ndim == 2 else mask.any(2).any(1)  # (B, L)
-        return self.head(self.final_norm(x), real)
+        outputs = self.head(self.final_norm(x), real)
+        if self.config.output_attentions:
+            outputs |= attentions | {"attention_visible": mask.expand(batch, -1, -1, -1)}
+        return outputs
 
 
 class Embeddings(nn.Module):
