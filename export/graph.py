@@ -31,6 +31,9 @@ class Edge(nn.Module):
             for axis, size in zip(spec.axes, tensor.shape, strict=True):
                 if isinstance(axis, str):
                     torch._check(size == sizes.setdefault(axis, size))
+        for name, axis in self.signature.axes.items():
+            if axis.sum_of:
+                torch._check(sizes[name] == sum(sizes[part] for part in axis.sum_of))
         names = [spec.name for spec in self.signature.inputs]
         return in_order(self.model(**dict(zip(names, tensors, strict=True))), self.signature)
 
@@ -87,6 +90,7 @@ def to_onnx(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
     graph.producer_name, graph.producer_version = "isoformer", None
     traced = program.exported_program.graph.nodes if program.exported_program else ()
     calls = sum(node.target is translations.SDPA for node in traced)
+    _name_sums(graph, signature)
     apply_all(graph)
     if opset >= 23 and attention_calls(graph) != calls:
         raise ExportError(f"{calls} calls of attention became {attention_calls(graph)} Attention nodes")
@@ -103,12 +107,15 @@ def _samples(signature: Signature) -> tuple[Tensor, ...]:
     sizes: dict[str, int] = {}
     for name in signature.axis_names():
         axis = signature.axes.get(name, Axis())
+        if axis.sum_of:
+            continue
         fitting = [p for p in PRIMES if p >= axis.min and (axis.max is None or p <= axis.max)]
         sizes[name] = next((p for p in fitting if p not in sizes.values()), axis.max or axis.min)
+    sizes |= {name: sum(sizes[part] for part in axis.sum_of) for name, axis in signature.axes.items() if axis.sum_of}
     samples = []
     for spec in signature.inputs:
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
-        if spec.kind == "mask" or spec.dtype == "bool":
+        if spec.kind != "value" or spec.dtype == "bool":
             samples.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
         else:
             samples.append(torch.full(shape, spec.low, dtype=getattr(torch, spec.dtype)))
@@ -116,7 +123,21 @@ def _samples(signature: Signature) -> tuple[Tensor, ...]:
 
 
 def _dim(name: str, axis: Axis) -> Any:
+    if axis.sum_of:
+        return torch.export.Dim.DYNAMIC  # what it is the sum of, `Edge` says
     return torch.export.Dim(name, min=axis.min, max=axis.max)
+
+
+def _name_sums(graph: ir.Model, signature: Signature) -> None:
+    """Gives the axes that are sums the Signature's names at the edge; PyTorch calls them "a + b"."""
+    sums = {name for name, axis in signature.axes.items() if axis.sum_of}
+    for values, specs in ((graph.graph.inputs, signature.inputs), (graph.graph.outputs, signature.outputs)):
+        for value, spec in zip(values, specs, strict=False):
+            if value.shape is not None and len(value.shape) == len(spec.axes) and sums.intersection(spec.axes):
+                sizes = zip(value.shape, spec.axes, strict=True)
+                value.shape = ir.Shape(
+                    [name if name in sums and not isinstance(size, int) else size for size, name in sizes]
+                )
 
 
 def _reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ leaves such a row with the mean of the values.
 from collections.abc import Callable
 from typing import Any
 
+import onnx_ir as ir
 import onnxscript
 import torch
 
@@ -52,7 +53,10 @@ def _attention_taken_apart(
     scale=None,
     enable_gqa: bool = False,
 ):
-    """softmax(scale * query @ key^T where mask, else -inf) @ value where the row has a key, else 0."""
+    """softmax(scale * query @ key^T where mask, else -inf) @ value where the row has a key, else 0.
+
+    A mask of numbers is added instead; it leaves a key out where it is -inf.
+    """
     _refuse(dropout_p, is_causal)
     del enable_gqa  # it is plain from the head counts
     heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
@@ -64,9 +68,13 @@ def _attention_taken_apart(
     if attn_mask is None:
         return op20.MatMul(op20.Softmax(scores, axis=-1), value)
     lowest = op20.CastLike(op20.Constant(value_float=float("-inf")), query)
-    weights = op20.Softmax(op20.Where(attn_mask, scores, lowest), axis=-1)
+    if attn_mask.dtype == ir.DataType.BOOL:
+        seen, scores = attn_mask, op20.Where(attn_mask, scores, lowest)
+    else:
+        seen, scores = op20.Greater(attn_mask, lowest), op20.Add(scores, attn_mask)
+    weights = op20.Softmax(scores, axis=-1)
     # A row without keys is NaN up to here; Where leaves nothing of it.
-    has_key = op20.Cast(op20.ReduceMax(op20.Cast(attn_mask, to=6), op20.Constant(value_ints=[-1])), to=9)
+    has_key = op20.Cast(op20.ReduceMax(op20.Cast(seen, to=6), op20.Constant(value_ints=[-1])), to=9)
     zero = op20.CastLike(op20.Constant(value_float=0.0), query)
     return op20.Where(has_key, op20.MatMul(weights, value), zero)
 

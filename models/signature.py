@@ -16,7 +16,9 @@ class TensorSpec:
 
     `axes` holds a name for each axis that varies and an int for each that does not. Call the batch
     axis "batch_size": verification then runs rows of a batch alone and gives each its own mask.
-    `kind` is "mask" for a 0/1 mask (see `masks.py`; its last axis counts keys), else "value".
+    `kind` says what the values mean: "mask" is a 0/1 mask (see `masks.py`; its last axis counts keys);
+    "lengths" (batch_size,) counts the first keys that take part, of the axis named `along`; "segments"
+    (batch_size, length) numbers the sequences packed into a row from 1, 0 is padding; else "value".
     Integers lie in `low <= x < high` when `high` is given. `pad` is the value that callers put
     where the mask is 0, for models that read something from it. An input with a `default`
     may be left out at run time and is then filled with that number.
@@ -25,23 +27,33 @@ class TensorSpec:
     name: str
     dtype: str
     axes: tuple[str | int, ...]
-    kind: Literal["value", "mask"] = "value"
+    kind: Literal["value", "mask", "lengths", "segments"] = "value"
     low: int = 0
     high: int | None = None
     pad: int | None = None
     default: int | float | None = None
+    along: str | None = None
 
     def __post_init__(self) -> None:
+        if (self.kind == "lengths") != (self.along is not None):
+            raise ValueError(
+                f"{self.name}: kind {self.kind!r} and along {self.along!r}; lengths alone are along an axis"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The sizes that a named axis may take, both ends included; `max=None` is unbounded."""
+    """The sizes that a named axis may take, both ends included; `max=None` is unbounded.
+
+    `sum_of` names the axes whose sizes add up to this one's, which then has no bounds of its own:
+    total_sequence_length is the sum of past_sequence_length and sequence_length.
+    """
 
     min: int = 1
     max: int | None = None
+    sum_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,13 @@ class Signature:
         for spec in self.inputs:
             if spec.dtype.startswith("int") and spec.kind == "value" and spec.high is None:
                 raise ValueError(f"{spec.name}: an integer input needs `high`, one more than its largest value")
+            if spec.along is not None and spec.along not in self.axis_names():
+                raise ValueError(f"{spec.name}: along {spec.along!r} is not an axis of the inputs")
         known = self.axis_names()
+        for name, axis in self.axes.items():
+            for part in axis.sum_of:
+                if part not in known or self.axes.get(part, Axis()).sum_of:
+                    raise ValueError(f"the axis {name} is a sum of {part!r}, which is not a plain axis of the inputs")
         for spec in self.outputs:
             for axis in spec.axes:
                 if isinstance(axis, str) and axis not in known:
@@ -85,6 +103,9 @@ class Signature:
         return {
             "inputs": [asdict(spec) | {"axes": list(spec.axes)} for spec in self.inputs],
             "outputs": [{"name": s.name, "dtype": s.dtype, "axes": list(s.axes)} for s in self.outputs],
-            "axes": {name: asdict(self.axes.get(name, Axis())) for name in self.axis_names()},
+            "axes": {
+                name: asdict(axis) | {"sum_of": list(axis.sum_of)}
+                for name, axis in ((name, self.axes.get(name, Axis())) for name in self.axis_names())
+            },
             "padding": list(self.padding),
         }

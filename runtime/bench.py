@@ -24,7 +24,9 @@ def measure(session: Session, batches: Sequence[int], lengths: Sequence[int]) ->
     signature = session.signature
     for batch in batches:
         for length in lengths:
-            sizes = dict.fromkeys(signature.axes, length) | {BATCH_AXIS: batch}
+            # a cache, which alone may be empty, is measured empty
+            sizes = {name: length if signature.axes[name][0] else 0 for name in signature.free_axes}
+            sizes = signature.complete(sizes | {BATCH_AXIS: batch})
             for name, (low, high) in signature.axes.items():
                 if not low <= sizes[name] <= (high or sizes[name]):
                     raise InputError(f"{name} {sizes[name]} is out of range; this model takes {low} to {high}")

@@ -45,10 +45,12 @@ class Case:
 
 def mask_patterns(signature: Signature) -> list[str]:
     """The patterns that the signature's masks can express: a single row only where there is a query axis."""
-    masks = [spec for spec in signature.inputs if spec.kind == "mask"]
+    masks = [spec for spec in signature.inputs if spec.kind != "value"]
     if not masks:
         return ["none"]
-    has_rows = any(len(spec.axes) >= 3 for spec in masks)
+    if all(spec.kind == "lengths" for spec in masks):
+        return ["none", "right", "ragged", "sample"]
+    has_rows = any(spec.kind == "mask" and len(spec.axes) >= 3 for spec in masks)
     return [name for name in MASKS if has_rows or name != "row"]
 
 
@@ -59,7 +61,7 @@ def grid(signature: Signature, batches: Sequence[int] = BATCHES, lengths: Sequen
     the second takes the next length of the list, and so on, so that no two are always equal.
     """
     named = dict.fromkeys(axis for spec in signature.inputs for axis in spec.axes if isinstance(axis, str))
-    axes = [axis for axis in named if axis != BATCH_AXIS]
+    axes = [axis for axis in named if axis != BATCH_AXIS and axis not in signature.sums]
     bounds = [signature.axes[axis] for axis in axes]
     most = min((high for _, high in bounds if high is not None), default=max(lengths))
     lengths = sorted({min(length, most) for length in lengths}) if axes else [1]
@@ -71,8 +73,10 @@ def grid(signature: Signature, batches: Sequence[int] = BATCHES, lengths: Sequen
                 sizes = {BATCH_AXIS: batch} if BATCH_AXIS in named else {}
                 for offset, (axis, (low, high)) in enumerate(zip(axes, bounds, strict=True)):
                     size = lengths[(index + offset) % len(lengths)]
+                    if low == 0:  # a cache: nothing in it yet, one length, another
+                        size = (0, *lengths)[(index + offset) % len(lengths)]
                     sizes[axis] = max(low, size if high is None else min(size, high))
-                yield Case(mask, batch, length, sizes)
+                yield Case(mask, batch, length, signature.complete(sizes))
 
 
 def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.random.Generator) -> Arrays:
@@ -82,6 +86,11 @@ def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.rando
         shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes)
         if spec.kind == "mask":
             arrays[spec.name] = make_mask(spec, shape, mask, rng)
+        elif spec.kind == "lengths":
+            arrays[spec.name] = _kept(*shape, sizes[spec.along or ""], mask, rng).sum(1).astype(spec.dtype)
+        elif spec.kind == "segments":
+            starts = rng.random(shape) < 3 / shape[1]
+            arrays[spec.name] = (_kept(*shape, mask, rng) * (1 + starts.cumsum(1))).astype(spec.dtype)
         elif spec.dtype == "bool":
             arrays[spec.name] = rng.random(shape) < 0.5
         elif spec.dtype.startswith("int"):
@@ -98,6 +107,16 @@ def make_mask(spec: TensorSpec, shape: tuple[int, ...], mask: str, rng: np.rando
     """A mask of the pattern; its last axis counts keys, the one before it queries where it has three axes or more."""
     keys = shape[-1]
     batch = shape[0] if spec.axes[0] == BATCH_AXIS else 1
+    kept = _kept(batch, keys, mask, rng)
+    between = (1,) * (len(shape) - 2)
+    full = np.broadcast_to(kept.reshape(batch, *between, keys) if spec.axes[0] == BATCH_AXIS else kept[0], shape).copy()
+    if mask == "row" and len(shape) >= 3:
+        full[..., rng.integers(shape[-2]), :] = False
+    return full.astype(spec.dtype)
+
+
+def _kept(batch: int, keys: int, mask: str, rng: np.random.Generator) -> np.ndarray:
+    """(batch, keys): the keys that the pattern lets take part, a single row left aside."""
     kept = np.ones((batch, keys), dtype=bool)
     if mask == "right":
         kept[:, max(1, keys * 2 // 3) :] = False
@@ -110,19 +129,20 @@ def make_mask(spec: TensorSpec, shape: tuple[int, ...], mask: str, rng: np.rando
         kept[np.arange(batch), rng.integers(0, keys, batch)] = True
     if mask == "sample":
         kept[-1] = False
-    between = (1,) * (len(shape) - 2)
-    full = np.broadcast_to(kept.reshape(batch, *between, keys) if spec.axes[0] == BATCH_AXIS else kept[0], shape).copy()
-    if mask == "row" and len(shape) >= 3:
-        full[..., rng.integers(shape[-2]), :] = False
-    return full.astype(spec.dtype)
+    return kept
+
+
+def takes_part(spec: TensorSpec, array: np.ndarray, keys: int) -> np.ndarray:
+    """(batch, keys) booleans of a mask of two axes, lengths or segments."""
+    return np.arange(keys) < array[:, None] if spec.kind == "lengths" else array != 0
 
 
 def _pad(spec: TensorSpec, pad: int, arrays: Arrays, signature: Signature) -> np.ndarray:
     """The input with `pad` under every 0 of the first mask and nowhere else."""
     values = arrays[spec.name].copy()
     values[values == pad] = spec.low if spec.low != pad else spec.low + 1
-    mask = next(s for s in signature.inputs if s.kind == "mask")
-    kept = arrays[mask.name] != 0
+    mask = next(s for s in signature.inputs if s.kind != "value")
+    kept = takes_part(mask, arrays[mask.name], values.shape[1])
     while kept.ndim > values.ndim:
         kept = kept.any(axis=1)
     return np.where(kept, values, pad).astype(spec.dtype)

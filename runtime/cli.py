@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from isoformer.runtime import attention_map, tasks
 from isoformer.runtime import bench as benchmark
-from isoformer.runtime import tasks
 from isoformer.runtime.errors import InputError, IsoformerError
 from isoformer.runtime.package import Package, load
 from isoformer.runtime.parity import Report, by_mask_and_length
@@ -39,6 +39,7 @@ err = Console(stderr=True)
 PackagePath = Annotated[Path, typer.Argument(metavar="PACKAGE", help="a package folder")]
 Provider = Annotated[ProviderName, typer.Option(help="execution provider; never falls back to another")]
 Threads = Annotated[int | None, typer.Option(help="threads of one operator (default: one a core)")]
+VALUES = {"mask": "0 and 1", "lengths": "lengths", "segments": "segments from 1, 0 is padding"}
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object a line")]
 
 
@@ -169,6 +170,36 @@ def run(
 
 
 @app.command()
+def attention(
+    package: PackagePath,
+    png: Annotated[Path, typer.Option("--png", metavar="OUT", help="the picture to write; OUT-1, … of several texts")],
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="texts")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="a file of texts, one a line")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="this layer, from 0 (again for more; default: all)")] = None,
+    head: Annotated[list[int] | None, typer.Option(help="this head, from 0 (again for more; default: all)")] = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="cut texts that are too long for the model")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace pictures that exist")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw PACKAGE's attention weights on texts, one batch: a panel for every layer (down) and head (across)."""
+    texts = _texts(inputs or [], file)
+    attention_map.require_matplotlib()
+    files = attention_map.targets(png, len(texts), force=force)
+    loaded = load(package)
+    attention_map.layers_and_heads(loaded)
+    session = Session(loaded, provider, threads=threads)
+    maps = attention_map.compute(session, texts, layer or (), head or (), truncate=truncate)
+    for found, target in zip(maps, files, strict=True):
+        attention_map.save(found, target)
+        if as_json:
+            print(json.dumps(found.to_dict() | {"png": str(target)}, ensure_ascii=False))
+        else:
+            out.print(f"wrote {target}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def inspect(package: PackagePath, as_json: AsJson = False) -> None:
     """Show what PACKAGE is: inputs and outputs, operators, precision, parity, provenance."""
     loaded = load(package)
@@ -185,7 +216,7 @@ def inspect(package: PackagePath, as_json: AsJson = False) -> None:
         edges.add_column(column, overflow="fold")
     for kind, specs in (("in", loaded.signature.inputs), ("out", loaded.signature.outputs)):
         for spec in specs:
-            values = "0 and 1" if spec.kind == "mask" else "" if spec.high is None else f"{spec.low} to {spec.high - 1}"
+            values = VALUES.get(spec.kind, "" if spec.high is None else f"{spec.low} to {spec.high - 1}")
             default = "" if spec.default is None else f"{', ' if values else ''}default {spec.default}"
             edges.add_row(kind, spec.name, spec.dtype, ", ".join(map(str, spec.axes)), values + default)
     out.print(edges)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +30,7 @@ class TensorSpec:
     high: int | None = None
     pad: int | None = None
     default: float | None = None
+    along: str | None = None
 
     @classmethod
     def read(cls, data: dict[str, Any]) -> "TensorSpec":
@@ -38,12 +39,25 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs in the graph's order; `axes` maps a named axis to its (min, max or None)."""
+    """Inputs and outputs in the graph's order; `axes` maps a named axis to its (min, max or None).
+
+    `sums` maps an axis to the axes whose sizes add up to its own.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, tuple[int, int | None]]
     padding: tuple[str, ...]
+    sums: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def free_axes(self) -> list[str]:
+        """The named axes that are not sums of others."""
+        return [axis for axis in self.axes if axis not in self.sums]
+
+    def complete(self, sizes: dict[str, int]) -> dict[str, int]:
+        """Sizes of the free axes → sizes of all."""
+        return sizes | {axis: sum(sizes[part] for part in parts) for axis, parts in self.sums.items()}
 
     @classmethod
     def read(cls, data: dict[str, Any]) -> "Signature":
@@ -52,6 +66,7 @@ class Signature:
             tuple(TensorSpec.read(spec) for spec in data["outputs"]),
             {name: (axis["min"], axis["max"]) for name, axis in data["axes"].items()},
             tuple(data["padding"]),
+            {name: tuple(axis["sum_of"]) for name, axis in data["axes"].items() if axis.get("sum_of")},
         )
 
 

@@ -56,7 +56,7 @@ class Session:
 
         Raises InputError, one line, for a wrong name, dtype, rank, size or value.
         """
-        feeds = check_inputs(self._inputs, self.signature.axes, inputs)
+        feeds = check_inputs(self._inputs, self.signature.axes, inputs, self.signature.sums)
         names = self._outputs if outputs is None else list(outputs)
         unknown = [name for name in names if name not in self._outputs]
         if unknown:
@@ -79,7 +79,10 @@ class Session:
 
 
 def check_inputs(
-    specs: Mapping[str, TensorSpec], axes: Mapping[str, tuple[int, int | None]], inputs: Mapping[str, np.ndarray]
+    specs: Mapping[str, TensorSpec],
+    axes: Mapping[str, tuple[int, int | None]],
+    inputs: Mapping[str, np.ndarray],
+    sums: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, np.ndarray]:
     """The arrays to feed: every one checked, masks converted, defaults filled in. Raises InputError."""
     unknown = inputs.keys() - specs.keys()
@@ -95,6 +98,13 @@ def check_inputs(
             raise InputError(f"the input {name} is missing; it is {_describe(spec)}")
         else:
             absent.append(spec)
+    for axis, parts in (sums or {}).items():
+        if all(part in sizes for part in parts):
+            total = sum(sizes[part] for part in parts)
+            if sizes.setdefault(axis, total) != total:
+                raise InputError(
+                    f"{axis} is {sizes[axis]}; {' + '.join(f'{part} {sizes[part]}' for part in parts)} is {total}"
+                )
     for spec in absent:
         unbound = [axis for axis in spec.axes if isinstance(axis, str) and axis not in sizes]
         if unbound:
@@ -127,10 +137,14 @@ def _checked(
         return _mask(spec, array)
     if array.dtype != spec.dtype:
         raise InputError(f"{spec.name} has dtype {array.dtype}; it is {_describe(spec)}")
-    if spec.high is not None and array.size and (array.min() < spec.low or array.max() >= spec.high):
-        raise InputError(
-            f"{spec.name} holds values from {array.min()} to {array.max()}; they go from {spec.low} to {spec.high - 1}"
-        )
+    if spec.kind == "value" and spec.high is None:
+        return array
+    low, most = spec.low, spec.high - 1 if spec.high is not None else None
+    if spec.kind == "lengths":
+        most = sizes.get(spec.along or "")
+    if array.size and (array.min() < low or (most is not None and array.max() > most)):
+        upwards = "up" if most is None else f"to {most}"
+        raise InputError(f"{spec.name} holds values from {array.min()} to {array.max()}; they go from {low} {upwards}")
     return array
 
 

@@ -7,10 +7,18 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from isoformer.export.passes import attention_layout, merge_projections, strip_metadata, tidy, tie_weights
+from isoformer.export.passes import (
+    attention_layout,
+    half_attention,
+    merge_projections,
+    strip_metadata,
+    tidy,
+    tie_weights,
+)
 
 PASSES: dict[str, Callable[[ir.Model], int]] = {
     "attention_layout": attention_layout.apply,
+    "half_attention": half_attention.apply,
     "merge_projections": merge_projections.apply,
     "tie_weights": tie_weights.apply,
     "strip_metadata": strip_metadata.apply,

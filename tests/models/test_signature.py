@@ -79,6 +79,7 @@ def test_to_dict_is_the_whole_signature_as_json():
                 "high": 101,
                 "pad": None,
                 "default": None,
+                "along": None,
             },
             {
                 "name": "attention_mask",
@@ -89,6 +90,7 @@ def test_to_dict_is_the_whole_signature_as_json():
                 "high": None,
                 "pad": None,
                 "default": 1,
+                "along": None,
             },
             {
                 "name": "scale",
@@ -99,14 +101,36 @@ def test_to_dict_is_the_whole_signature_as_json():
                 "high": None,
                 "pad": 3,
                 "default": 0.5,
+                "along": None,
             },
         ],
         "outputs": [{"name": "logits", "dtype": "float32", "axes": ["batch_size", 7]}],
-        "axes": {"batch_size": {"min": 1, "max": None}, "sequence_length": {"min": 2, "max": 512}},
+        "axes": {
+            "batch_size": {"min": 1, "max": None, "sum_of": []},
+            "sequence_length": {"min": 2, "max": 512, "sum_of": []},
+        },
         "padding": ["right"],
     }
     assert signature.to_dict() == expected
     assert json.loads(json.dumps(signature.to_dict())) == expected
+
+
+def test_an_axis_may_be_the_sum_of_others():
+    past = TensorSpec("past", "float32", ("batch_size", "past_length"))
+    mask = TensorSpec("mask", "int64", ("batch_size", "total_length"), kind="mask")
+    axes = {"past_length": Axis(0), "total_length": Axis(sum_of=("past_length", "sequence_length"))}
+    signature = Signature((IDS, past, mask), (OUT,), axes=axes)
+    assert signature.to_dict()["axes"]["total_length"]["sum_of"] == ["past_length", "sequence_length"]
+    for part in ("nowhere", "total_length"):
+        with pytest.raises(ValueError, match=f"total_length is a sum of '{part}'"):
+            Signature((IDS, past, mask), (OUT,), axes={"total_length": Axis(sum_of=(part,))})
+
+
+def test_lengths_say_along_which_axis():
+    with pytest.raises(ValueError, match="kind 'lengths' and along None"):
+        TensorSpec("lengths", "int64", ("batch_size",), kind="lengths")
+    with pytest.raises(ValueError, match="along 'nowhere' is not an axis"):
+        Signature((IDS, TensorSpec("n", "int64", ("batch_size",), kind="lengths", along="nowhere")), (OUT,))
 
 
 def test_a_signature_does_not_change():
