@@ -159,10 +159,16 @@ def prefix(query_length: int, key_length: int, prefix_lengths: Tensor, *, offset
     return visible | causal(query_length, key_length, prefix_lengths.device, offset=offset)
 
 
-def segments(query_segments: Tensor, key_segments: Tensor | None = None) -> Tensor:
-    """(B, 1, Lq, Lk): a query sees the keys of its own segment: (B, Lq) and (B, Lk) segment numbers."""
+def segments(query_segments: Tensor, key_segments: Tensor | None = None, *, padding: int | None = None) -> Tensor:
+    """(B, 1, Lq, Lk): a query sees the keys of its own segment: (B, Lq) and (B, Lk) segment numbers.
+
+    The segment numbered `padding` takes part in nothing, so its rows have no key.
+    """
     key_segments = query_segments if key_segments is None else key_segments
-    return (query_segments[:, :, None] == key_segments[:, None, :])[:, None]
+    same = query_segments[:, :, None] == key_segments[:, None, :]
+    if padding is not None:
+        same = same & (key_segments != padding)[:, None, :]
+    return same[:, None]
 
 
 def distance(
