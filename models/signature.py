@@ -63,6 +63,8 @@ class Signature:
     `axes` bounds the named axes; one that is not listed is unbounded from 1.
     `padding` lists the sides on which padding never changes an answer; verification holds the
     model to it. A model that counts positions from the left end of the rectangle lists "right" alone.
+    `chunked` promises that a sequence given in parts, `present.*` of one going in as `past_key_values.*`
+    of the next, has the answers of the sequence given whole; verification holds the model to that too.
 
     Raises ValueError when a name is used twice or an output has an axis that no input has.
     """
@@ -71,6 +73,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, Axis] = field(default_factory=dict)
     padding: tuple[Literal["left", "right"], ...] = ("right", "left")
+    chunked: bool = False
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in (*self.inputs, *self.outputs)]
@@ -108,4 +111,5 @@ class Signature:
                 for name, axis in ((name, self.axes.get(name, Axis())) for name in self.axis_names())
             },
             "padding": list(self.padding),
+            "chunked": self.chunked,
         }

@@ -87,10 +87,10 @@ def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.rando
         if spec.kind == "mask":
             arrays[spec.name] = make_mask(spec, shape, mask, rng)
         elif spec.kind == "lengths":
-            arrays[spec.name] = _kept(*shape, sizes[spec.along or ""], mask, rng).sum(1).astype(spec.dtype)
+            arrays[spec.name] = _kept(shape[0], sizes[spec.along or ""], mask, rng).sum(1).astype(spec.dtype)
         elif spec.kind == "segments":
             starts = rng.random(shape) < 3 / shape[1]
-            arrays[spec.name] = (_kept(*shape, mask, rng) * (1 + starts.cumsum(1))).astype(spec.dtype)
+            arrays[spec.name] = (_kept(shape[0], shape[1], mask, rng) * (1 + starts.cumsum(1))).astype(spec.dtype)
         elif spec.dtype == "bool":
             arrays[spec.name] = rng.random(shape) < 0.5
         elif spec.dtype.startswith("int"):
@@ -142,7 +142,7 @@ def _pad(spec: TensorSpec, pad: int, arrays: Arrays, signature: Signature) -> np
     values = arrays[spec.name].copy()
     values[values == pad] = spec.low if spec.low != pad else spec.low + 1
     mask = next(s for s in signature.inputs if s.kind != "value")
-    kept = takes_part(mask, arrays[mask.name], values.shape[1])
+    kept: np.ndarray = takes_part(mask, arrays[mask.name], values.shape[1])
     while kept.ndim > values.ndim:
         kept = kept.any(axis=1)
     return np.where(kept, values, pad).astype(spec.dtype)

@@ -49,6 +49,7 @@ class Signature:
     axes: dict[str, tuple[int, int | None]]
     padding: tuple[str, ...]
     sums: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    chunked: bool = False
 
     @property
     def free_axes(self) -> list[str]:
@@ -67,6 +68,7 @@ class Signature:
             {name: (axis["min"], axis["max"]) for name, axis in data["axes"].items()},
             tuple(data["padding"]),
             {name: tuple(axis["sum_of"]) for name, axis in data["axes"].items() if axis.get("sum_of")},
+            bool(data.get("chunked", False)),
         )
 
 

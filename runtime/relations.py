@@ -6,9 +6,11 @@ tolerance, so the two may differ by twice that.
 alone     a row of a batch equals the same row run alone, also beside a fully masked neighbour
 padded    a sequence equals itself with padding on a side on which the signature says that it is ignored
 content   what stands under the mask changes nothing for the rest
+chunks    a sequence given in parts over the cache equals itself given whole
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -45,6 +47,8 @@ def relations(
             if axis:
                 pairs += _padded(signature, axis, sizes, run, rng)
                 pairs += _content(signature, axis, sizes, run, rng)
+            if signature.chunked:
+                pairs += _chunks(signature, sizes, run, rng)
         except IsoformerError as error:
             yield Comparison(runtime, "relation", label, "run", 0, float("inf"), 0.0, str(error))
             continue
@@ -129,6 +133,34 @@ def _content(signature: Signature, axis: str, sizes: dict[str, int], run: Callab
             for answer in (one, other):
                 answer[spec.name] = np.moveaxis(answer[spec.name], place, 1)[kept]
     yield "content", one, other
+
+
+def _chunks(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
+    """Cut in three at places drawn at random; the axes that are sums are those of the sequence and its past."""
+    total, parts = next(iter(signature.sums.items()))
+    past, length = parts if signature.axes[parts[0]][0] == 0 else parts[::-1]
+    inputs = sample(signature, signature.complete(sizes | {past: 0}), "ragged", rng)
+    whole = run(inputs)
+    cuts = sorted({0, *(int(cut) for cut in rng.integers(1, sizes[length] + 1, 2)), sizes[length]})
+    caches = {spec.name: inputs[spec.name] for spec in signature.inputs if past in spec.axes}
+    answers: list[Arrays] = []
+    for start, stop in pairwise(cuts):
+        chunk = {}
+        for spec in signature.inputs:
+            place = tuple(
+                slice(start, stop) if axis == length else slice(stop) if axis == total else slice(None)
+                for axis in spec.axes
+            )
+            chunk[spec.name] = caches[spec.name] if spec.name in caches else inputs[spec.name][place]
+        answers.append(run(chunk))
+        caches = {name: answers[-1][name.replace("past_key_values", "present")] for name in caches}
+    joined = {
+        spec.name: np.concatenate([answer[spec.name] for answer in answers], spec.axes.index(length))
+        for spec in signature.outputs
+        if length in spec.axes and total not in spec.axes
+    }
+    joined |= {spec.name: answers[-1][spec.name] for spec in signature.outputs if length not in spec.axes}
+    yield "chunks", joined, whole
 
 
 def _slice(axes: tuple[str | int, ...], axis: str, start: int, stop: int) -> tuple[slice, ...]:

@@ -108,7 +108,8 @@ def signature(config: Config) -> Signature:
     sides: tuple[Literal["right", "left"], ...] = (
         ("right",) if "sequence_lengths" in config.mask_inputs else ("right", "left")
     )
-    return Signature(tuple(inputs), tuple(outputs), axes=axes, padding=sides)
+    in_order = config.causal and set(config.mask_inputs) <= {"attention_mask", "segment_ids"} and config.mask_rank == 2
+    return Signature(tuple(inputs), tuple(outputs), axes=axes, padding=sides, chunked=config.cache and in_order)
 
 
 def task(_config: Config) -> dict[str, Any] | None:

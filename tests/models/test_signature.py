@@ -110,6 +110,7 @@ def test_to_dict_is_the_whole_signature_as_json():
             "sequence_length": {"min": 2, "max": 512, "sum_of": []},
         },
         "padding": ["right"],
+        "chunked": False,
     }
     assert signature.to_dict() == expected
     assert json.loads(json.dumps(signature.to_dict())) == expected
