@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from isoformer.models.attention import MultiHeadAttention
 
 NormOrder = Literal["post", "pre"]
 
@@ -79,8 +81,8 @@ class EncoderBlock(nn.Module):
         The attention needs a `compute` as `MultiHeadAttention` has it.
         """
         y = self._to_attention(x)
-        attended = self.attention.compute(y, y, y, mask, need_weights=True)
-        return self._after_attention(x, attended.output), attended.weights
+        output, weights, _ = cast(MultiHeadAttention, self.attention).compute(y, y, y, mask, need_weights=True)
+        return self._after_attention(x, output), cast(Tensor, weights)
 
     def _to_attention(self, x: Tensor) -> Tensor:
         return self.attention_norm(x) if self.pre_norm else x

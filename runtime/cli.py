@@ -187,9 +187,7 @@ def attention(
     texts = _texts(inputs or [], file)
     attention_map.require_matplotlib()
     files = attention_map.targets(png, len(texts), force=force)
-    loaded = load(package)
-    attention_map.layers_and_heads(loaded)
-    session = Session(loaded, provider, threads=threads)
+    session = Session(package, provider, threads=threads)
     maps = attention_map.compute(session, texts, layer or (), head or (), truncate=truncate)
     for found, target in zip(maps, files, strict=True):
         attention_map.save(found, target)
