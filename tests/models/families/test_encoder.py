@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
-from isoformer.models import masks
+from isoformer.models import checkpoints, masks
 from isoformer.models.families.encoder import TINY, Config, Model, signature, task
 
 LABELS = ("low", "middle", "high", "other", "none")
@@ -428,6 +429,61 @@ def test_dropout_acts_on_embeddings_and_classes_too():
     assert torch.equal(model(ids, mask)["logits"], model.get_parameter("head.classifier.bias").expand(2, -1))
 
 
+# attention weights
+
+
+def test_attention_weights_are_those_of_transformers(tmp_path):
+    torch.manual_seed(3)
+    settings: dict[str, Any] = {"attn_implementation": "eager", "vocab_size": 101, "hidden_size": 33}
+    settings |= {"num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 53, "initializer_range": 0.3}
+    theirs = BertModel(BertConfig(**settings, max_position_embeddings=64)).double().eval()
+    theirs.save_pretrained(tmp_path)
+    found = checkpoints.read(tmp_path)
+    model = replace(found, config=replace(found.config, output_attentions=True)).model().double().eval()
+    ids, types = random_ids(3, 7), random_types(3, 7)
+    mask = torch.tensor([[1] * 7, [1, 1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1, 0]])
+    with torch.no_grad():
+        expected = theirs(ids, mask, types, output_attentions=True).attentions
+        outputs = model(ids, mask, types)
+    for layer, want in enumerate(expected):
+        have = outputs[f"attentions.{layer}"]
+        assert have.std() > 0.1
+        close(have.transpose(1, 2)[mask == 1], want.transpose(1, 2)[mask == 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_attention_weights_sum_to_one_or_are_zero(rank, shape):
+    options = SHAPES[shape] | {"mask_rank": rank, "position_rule": "index"}
+    model, plain = build(**options, output_attentions=True), build(**options)
+    ids, types = random_ids(3, 5), random_types(3, 5)
+    mask = torch.tensor([[1] * 5, [0, 1, 1, 0, 1], [0] * 5])
+    if rank > 2:
+        mask = mask[:, None] * masks.causal(5, 5)[0].long()  # the first row of the second sequence has no key
+    outputs = run(model, ids, mask if rank < 4 else mask[:, None], types)
+    visible = outputs["attention_visible"]
+    assert visible.dtype == torch.bool
+    assert torch.equal(visible, (mask[:, None, None] if rank == 2 else mask[:, None]).bool().expand(3, 1, 5, 5))
+    for layer in range(TINY.num_layers):
+        weights = outputs[f"attentions.{layer}"]
+        assert ((weights == 0) == ~visible).all()
+        close(weights.sum(-1), visible.any(-1).expand(3, 3, 5).double())
+        assert differ(weights[0, 0], weights[0, 1])
+    assert differ(outputs["attentions.0"], outputs["attentions.1"])
+    for name, want in run(plain, ids, mask if rank < 4 else mask[:, None], types).items():
+        close(outputs[name], want)
+
+
+def test_attention_weights_have_a_finite_gradient():
+    model = build(output_attentions=True).requires_grad_(True)
+    outputs = model(random_ids(2, 5), torch.tensor([[0] * 5, [1, 1, 1, 0, 0]]))
+    outputs["attentions.1"].square().sum().backward()
+    grad = model.get_parameter("blocks.1.attention.query_linear.weight").grad
+    assert grad is not None
+    assert grad.isfinite().all()
+    assert grad.abs().max() > 1e-6
+
+
 # lengths
 
 
@@ -506,7 +562,7 @@ def test_a_configuration_does_not_change():
 def options_of_every_kind() -> list[dict[str, Any]]:
     rules = [{"position_rule": rule, "mask_rank": rank} for rule in ("index", "tokens") for rank in (2, 3, 4)]
     types = [{"num_token_types": count} for count in (0, 1, 2)]
-    every = itertools.product(HEADS.values(), [{}, *rules], types)
+    every = itertools.product([*HEADS.values(), {"output_attentions": True}], [{}, *rules], types)
     return [head | rule | {"pad_token_id": PAD} | count for head, rule, count in every]
 
 
@@ -544,7 +600,10 @@ def test_every_signature_is_what_its_model_takes_and_gives():
     ],
 )
 def test_the_outputs_of_each_task(head, names):
-    assert [spec.name for spec in signature(replace(TINY, **HEADS[head])).outputs] == names
+    config = replace(TINY, **HEADS[head])
+    assert [spec.name for spec in signature(config).outputs] == names
+    more = ["attentions.0", "attentions.1", "attention_visible"]
+    assert [spec.name for spec in signature(replace(config, output_attentions=True)).outputs] == names + more
 
 
 def test_the_inputs_and_their_bounds():
