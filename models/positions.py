@@ -79,6 +79,13 @@ def count_real(attention_mask: Tensor) -> Tensor:
     return (attention_mask.to(torch.int64).cumsum(1) - 1).clamp(min=0)
 
 
+def count_in_segments(segment_ids: Tensor) -> Tensor:
+    """(B, L) positions that count from 0 in every segment (B, L) of a packed row, as if it stood alone."""
+    length = segment_ids.shape[1]
+    earlier = masks.segments(segment_ids) & masks.causal(length, length, segment_ids.device)  # (B, 1, L, L)
+    return earlier.sum(-1)[:, 0] - 1
+
+
 def count_not_pad(input_ids: Tensor, pad: int) -> Tensor:
     """(B, L) RoBERTa's positions: tokens that are not `pad` count from pad + 1, padding stands at `pad`."""
     real = (input_ids != pad).to(torch.int64)

@@ -142,7 +142,7 @@ def _pad(spec: TensorSpec, pad: int, arrays: Arrays, signature: Signature) -> np
     values = arrays[spec.name].copy()
     values[values == pad] = spec.low if spec.low != pad else spec.low + 1
     mask = next(s for s in signature.inputs if s.kind != "value")
-    kept: np.ndarray = takes_part(mask, arrays[mask.name], values.shape[1])
+    kept = np.asarray(takes_part(mask, arrays[mask.name], values.shape[1]))
     while kept.ndim > values.ndim:
-        kept = kept.any(axis=1)
+        kept = np.any(kept, axis=1)
     return np.where(kept, values, pad).astype(spec.dtype)

@@ -81,8 +81,13 @@ class TextEncoder:
             columns["attention_mask"][row, :length] = 1
             columns["token_type_ids"][row, :length] = encoding.type_ids
         result = {}
+        columns["segment_ids"] = columns["attention_mask"]  # one text a row
         for spec in self.session.signature.inputs:
-            if spec.name in columns:
+            if spec.kind == "lengths":
+                # No text has a prefix of its own; of a mask it is the number of its tokens.
+                counts = columns["attention_mask"].sum(1)
+                result[spec.name] = np.zeros_like(counts) if spec.name == "prefix_lengths" else counts
+            elif spec.name in columns:
                 # A mask with a query axis too says the same of every query.
                 column = columns[spec.name].reshape(shape[0], *(1,) * (len(spec.axes) - 2), shape[1])
                 wide = [axis if isinstance(axis, int) else shape[1] for axis in spec.axes[1:]]

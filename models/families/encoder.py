@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from isoformer.models import masks, positions
 from isoformer.models.attention import MultiHeadAttention
 from isoformer.models.layers import EncoderBlock, FeedForward, NormOrder, activation
+from isoformer.models.mask_rule import MaskRule
 from isoformer.models.signature import Axis, Signature, TensorSpec
 
 
@@ -22,10 +23,11 @@ from isoformer.models.signature import Axis, Signature, TensorSpec
 class Config:
     """Shape and kind of an encoder.
 
-    position_rule: how positions are numbered. "mask" counts the tokens that attention_mask keeps,
-    so that padding on either side changes nothing; "index" counts from the left end of the
+    position_rule: how positions are numbered. "mask" counts the tokens that the mask inputs keep, in
+    each segment from 0, so that padding on either side changes nothing; "index" counts from the left end of the
     rectangle (BERT, DistilBERT: left padding shifts the words); "tokens" counts tokens other than
     `pad_token_id` (RoBERTa).
+    mask_inputs, causal, left_window, right_window: which masks the graph builds, see `MaskRule`.
     mask_rank: axes of attention_mask: 2 (batch, keys), 3 (batch, queries, keys), 4 (batch, 1, queries, keys).
     num_token_types: 0 for none, 1 for one vector added everywhere, more for a token_type_ids input.
     head_activation: of the dense layer in front of the classifier or of the masked-word decoder.
@@ -50,7 +52,11 @@ class Config:
     position_kind: Literal["learned", "sinusoidal"] = "learned"
     position_rule: Literal["mask", "index", "tokens"] = "mask"
     pad_token_id: int = 0
+    mask_inputs: tuple[str, ...] = ("attention_mask",)
     mask_rank: Literal[2, 3, 4] = 2
+    causal: bool = False
+    left_window: int | None = None
+    right_window: int | None = None
     dropout: float = 0.0
     task: Literal["embed", "fill-mask", "classify"] = "embed"
     pooling: Literal["mean", "cls"] = "mean"
@@ -79,10 +85,17 @@ class Config:
                 raise ValueError(f"{field.name} {getattr(self, field.name)!r} is not one of {allowed}")
         if self.position_rule == "mask" and self.mask_rank != 2:
             raise ValueError("position_rule 'mask' counts along a mask of rank 2; use 'index' with mask_rank 3 or 4")
+        _ = self.masks  # refuses what cannot be combined
         if self.task == "classify" and not self.labels:
             raise ValueError("the task classify needs labels")
         if self.max_length < 1:
             raise ValueError(f"max_positions {self.max_positions} leaves no position behind pad {self.pad_token_id}")
+
+    @property
+    def masks(self) -> MaskRule:
+        """The masks that the graph builds."""
+        window = (self.left_window, self.right_window)
+        return MaskRule(tuple(self.mask_inputs), self.mask_rank, 1, self.causal, *window)
 
     @property
     def max_length(self) -> int:
@@ -102,13 +115,12 @@ TINY = Config(
 
 
 def signature(config: Config) -> Signature:
-    """`input_ids`, `attention_mask` (and `token_type_ids`) → the outputs of the task."""
+    """`input_ids`, mask inputs (`attention_mask`) and `token_type_ids` → the outputs of the task."""
     batch, length = "batch_size", "sequence_length"
-    mask_axes = {2: (batch, length), 3: (batch, length, length), 4: (batch, 1, length, length)}[config.mask_rank]
     pad = config.pad_token_id if config.position_rule == "tokens" else None
     inputs = [
         TensorSpec("input_ids", "int64", (batch, length), high=config.vocab_size, pad=pad),
-        TensorSpec("attention_mask", "int64", mask_axes, kind="mask", default=1),
+        *config.masks.specs(length, length, batch=batch),
     ]
     if config.num_token_types > 1:
         inputs.append(TensorSpec("token_type_ids", "int64", (batch, length), high=config.num_token_types, default=0))
@@ -137,6 +149,8 @@ def signature(config: Config) -> Signature:
 
 def _ignores_left_padding(config: Config) -> bool:
     """Whether padding on the left changes nothing: positions and "the first token" must both know of it."""
+    if "sequence_lengths" in config.mask_inputs:
+        return False  # lengths count from the left
     reads_first_token = config.task == "classify" or config.pooling == "cls" or config.pooler
     return config.position_rule == "mask" or (config.position_rule == "tokens" and not reads_first_token)
 
@@ -167,27 +181,50 @@ class Model(nn.Module):
             self.head = ClassificationHead(config)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **mask_inputs: Tensor,
     ) -> dict[str, Tensor]:
-        """input_ids (B, L), attention_mask of rank `mask_rank`, token_type_ids (B, L) → the task's outputs."""
+        """input_ids (B, L), attention_mask of rank `mask_rank`, token_type_ids (B, L), and any other of
+        the mask inputs by name → the task's outputs."""
         batch, length = input_ids.shape
         if length > self.config.max_length:
             raise ValueError(f"length {length} is over the {self.config.max_length} that the model takes")
-        mask = masks.padding(attention_mask) if attention_mask.ndim == 2 else attention_mask
-        mask = masks.normalize(mask, batch, self.config.num_heads, length, length)
-        x = self.embeddings(input_ids, attention_mask, token_type_ids)  # (B, L, E)
+        if attention_mask is not None:
+            mask_inputs["attention_mask"] = attention_mask
+        mask = self.config.masks.build(mask_inputs, length, length, device=input_ids.device)
+        if mask is not None:
+            mask = masks.normalize(mask, batch, self.config.num_heads, length, length)
+        real = self._real(input_ids, mask_inputs, mask)
+        x = self.embeddings(input_ids, real, token_type_ids, mask_inputs.get("segment_ids"))  # (B, L, E)
         attentions: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
             if self.config.output_attentions:
                 x, attentions[f"attentions.{layer}"] = cast(EncoderBlock, block).with_weights(x, mask)
             else:
                 x = block(x, mask)
-        # A token is real when some query sees it; under key padding that is attention_mask itself.
-        real = masks.as_bool(attention_mask) if attention_mask.ndim == 2 else mask.any(2).any(1)  # (B, L)
         outputs = self.head(self.final_norm(x), real)
         if self.config.output_attentions:
-            outputs |= attentions | {"attention_visible": mask.expand(batch, -1, -1, -1)}
+            visible = torch.ones_like(real)[:, None, None].expand(batch, 1, length, length) if mask is None else mask
+            outputs |= attentions | {"attention_visible": visible.expand(batch, -1, -1, -1)}
         return outputs
+
+    def _real(self, input_ids: Tensor, mask_inputs: dict[str, Tensor], mask: Tensor | None) -> Tensor:
+        """(B, L): the tokens that are no padding. Under a mask with a query axis: those that some query sees."""
+        attention_mask, segment_ids = (mask_inputs.get(name) for name in ("attention_mask", "segment_ids"))
+        parts = []
+        if attention_mask is not None and attention_mask.ndim == 2:
+            parts.append(masks.as_bool(attention_mask))
+        elif attention_mask is not None and mask is not None:
+            parts.append(mask.any(2).any(1))
+        if segment_ids is not None:
+            parts.append(segment_ids != 0)
+        if (lengths := mask_inputs.get("sequence_lengths")) is not None:
+            parts.append(masks.lengths(lengths, input_ids.shape[1])[:, 0, 0])
+        real = masks.combine(*parts)
+        return torch.ones_like(input_ids, dtype=torch.bool) if real is None else real
 
 
 class Embeddings(nn.Module):
@@ -204,9 +241,11 @@ class Embeddings(nn.Module):
         self.norm = _norm(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, real: Tensor, token_type_ids: Tensor | None, segment_ids: Tensor | None = None
+    ) -> Tensor:
         if self.rule == "mask":
-            where = positions.count_real(attention_mask)  # (B, L)
+            where = positions.count_real(real) if segment_ids is None else positions.count_in_segments(segment_ids)
         elif self.rule == "tokens":
             where = positions.count_not_pad(input_ids, self.pad)  # (B, L)
         else:
