@@ -292,6 +292,8 @@ SCALED: dict[str, dict[str, Any]] = {
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
     "yarn, wide": {"rope_type": "yarn", "factor": 40, "beta_fast": 3, "beta_slow": 0.1, "truncate": False},
     "yarn, no ramp": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4},
+    "yarn, a step": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 2.0, "beta_slow": 2.0, "truncate": False},
+    "yarn, a long ramp": {"rope_type": "yarn", "factor": 2.0, "beta_slow": 1e-9},
     "yarn, shorter": {"rope_type": "yarn", "factor": 0.5},
     "yarn, factor given": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.25},
     "yarn, mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.707},
