@@ -7,7 +7,7 @@ Letters used in shape comments here and in every other file:
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from isoformer.models import masks
 from isoformer.models.cache import KVCache
-
-if TYPE_CHECKING:
-    from isoformer.models.positions import Rotary
+from isoformer.models.positions import Rotary, rotate
 
 
 def attend(
@@ -121,6 +119,9 @@ def weights(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
     return torch.cat([filled, column], dim=-1).softmax(-1)[..., :-1].masked_fill(empty, 0.0)
 
 
+Positions = Tensor | tuple[Tensor, Tensor]
+
+
 class Attended(NamedTuple):
     """What `MultiHeadAttention.compute` returns; weights and cache are None unless asked for."""
 
@@ -136,7 +137,8 @@ class MultiHeadAttention(nn.Module):
 
     `num_kv_heads` below `num_heads` is grouped-query attention (1: multi-query). `head_dim` defaults
     to hidden_size / num_heads, `value_head_dim` to head_dim; `key_size` is the width of `key` and
-    `value` where it differs from `hidden_size`. `scale` multiplies the scores: 1/sqrt(head_dim)
+    `value` where it differs from `hidden_size`. `bias`: of the linear layers, `out_bias` of the last
+    one where it differs. `scale` multiplies the scores: 1/sqrt(head_dim)
     unless given, 1.0 for layers that do not scale. `softcap` and `sinks` as in `attend`, the sinks
     learned. `qk_norm(head_dim)` makes the norms that queries and keys go through, each head by
     itself; `rotary` turns them by their positions after that.
@@ -154,11 +156,12 @@ class MultiHeadAttention(nn.Module):
         value_head_dim: int | None = None,
         key_size: int | None = None,
         bias: bool = True,
+        out_bias: bool | None = None,
         scale: float | None = None,
         softcap: float | None = None,
         sinks: bool = False,
         qk_norm: Callable[[int], nn.Module] | None = None,
-        rotary: "Rotary | None" = None,
+        rotary: Rotary | None = None,
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -182,7 +185,9 @@ class MultiHeadAttention(nn.Module):
         self.query_linear = nn.Linear(hidden_size, num_heads * self.head_dim, bias=bias)
         self.key_linear = nn.Linear(key_size, num_kv_heads * self.head_dim, bias=bias)
         self.value_linear = nn.Linear(key_size, num_kv_heads * self.value_head_dim, bias=bias)
-        self.out_linear = nn.Linear(num_heads * self.value_head_dim, hidden_size, bias=bias)
+        self.out_linear = nn.Linear(
+            num_heads * self.value_head_dim, hidden_size, bias=bias if out_bias is None else out_bias
+        )
         self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
         self.query_norm = qk_norm(self.head_dim) if qk_norm is not None else None
         self.key_norm = qk_norm(self.head_dim) if qk_norm is not None else None
@@ -209,14 +214,15 @@ class MultiHeadAttention(nn.Module):
         mask: Tensor | None = None,
         *,
         bias: Tensor | None = None,
-        positions: Tensor | None = None,
+        positions: Positions | None = None,
         cache: KVCache | None = None,
         need_weights: bool = False,
     ) -> Attended:
         """`forward` with the weights, and behind the keys and values of a cache.
 
         mask and bias are over all Lk = P + L keys, cached ones first. positions (B, Lq), for rotary:
-        of queries and keys alike; they count on from the cache unless given.
+        of queries and keys alike, or what its `cos_sin` makes of them, which serves every layer; they
+        count on from the cache unless given.
 
         Raises ValueError for rotary positions where queries and keys are not the same sequence.
         """
@@ -233,7 +239,8 @@ class MultiHeadAttention(nn.Module):
             if positions is None:
                 past = 0 if cache is None else cache.length
                 positions = torch.arange(past, past + query.shape[1], device=query.device)[None]
-            q, k = self.rotary(q, positions), self.rotary(k, positions)
+            cos, sin = self.rotary.cos_sin(positions, q.dtype) if isinstance(positions, Tensor) else positions
+            q, k = (rotate(x, cos, sin, interleaved=self.rotary.interleaved) for x in (q, k))
         if cache is not None:
             cache = cache.append(k, v)
             k, v = cache.key, cache.value

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isoformer.models.attention import MultiHeadAttention
+from isoformer.models.attention import MultiHeadAttention, Positions
+from isoformer.models.cache import KVCache
 
 NormOrder = Literal["post", "pre"]
 
@@ -32,14 +33,35 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 class FeedForward(nn.Module):
     """down(activation(up(x))), each position by itself: (B, L, E) → (B, L, E)."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation_name: str = "gelu") -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation_name: str = "gelu", *, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.up = nn.Linear(hidden_size, intermediate_size)
-        self.down = nn.Linear(intermediate_size, hidden_size)
+        self.up = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=bias)
         self.activation = activation(activation_name)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))
+
+
+class GatedFeedForward(nn.Module):
+    """down(activation(gate(x)) * up(x)): (B, L, E) → (B, L, E); with silu it is SwiGLU [1].
+
+    [1] Shazeer 2020, https://arxiv.org/abs/2002.05202.
+    """
+
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation_name: str = "silu", *, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.gate = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.up = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.activation = activation(activation_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 class EncoderBlock(nn.Module):
@@ -93,3 +115,34 @@ class EncoderBlock(nn.Module):
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         x = self.attention_norm(x)
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention behind a cache and feed-forward, each with a residual, the norm in front:
+
+        x = x + attention(norm(x))    x = x + feed_forward(norm(x))
+
+    The mask is what makes it causal.
+    """
+
+    def __init__(
+        self,
+        attention: MultiHeadAttention,
+        feed_forward: nn.Module,
+        attention_norm: nn.Module,
+        feed_forward_norm: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.feed_forward = feed_forward
+        self.attention_norm = attention_norm
+        self.feed_forward_norm = feed_forward_norm
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, positions: Positions | None, cache: KVCache
+    ) -> tuple[Tensor, KVCache]:
+        """x (B, L, E), mask over P + L keys, positions as `MultiHeadAttention.compute` takes → x, P + L keys."""
+        y = self.attention_norm(x)
+        attended = self.attention.compute(y, y, y, mask, positions=positions, cache=cache)
+        x = x + attended.output
+        return x + self.feed_forward(self.feed_forward_norm(x)), cast(KVCache, attended.cache)

@@ -53,8 +53,8 @@ class MaskRule:
             "attention_mask": TensorSpec(f"{prefix}attention_mask", "int64", shape, kind="mask", default=1),
             "segment_ids": TensorSpec(f"{prefix}segment_ids", "int64", (batch, keys), kind="segments", default=1),
         }
-        for name in ("sequence_lengths", "prefix_lengths"):
-            made[name] = TensorSpec(f"{prefix}{name}", "int64", (batch,), kind="lengths", along=keys)
+        for name, kind in (("sequence_lengths", "lengths"), ("prefix_lengths", "prefix")):
+            made[name] = TensorSpec(f"{prefix}{name}", "int64", (batch,), kind=kind, along=keys)
         return [made[name] for name in self.inputs]
 
     def build(
@@ -66,10 +66,15 @@ class MaskRule:
         prefix: str = "",
         device: torch.device | None = None,
     ) -> Tensor | None:
-        """The mask (B or 1, 1 or heads, Lq or 1, Lk) of the inputs by name; None where nothing is masked."""
+        """The mask (B or 1, 1 or heads, Lq or 1, Lk) of the inputs by name; None where nothing is masked.
+
+        Raises ValueError for an attention_mask of another rank.
+        """
         inputs = {name: given[f"{prefix}{name}"] for name in self.inputs}
         parts: list[Tensor | None] = []
         if (attention_mask := inputs.get("attention_mask")) is not None:
+            if attention_mask.ndim != self.rank:
+                raise ValueError(f"the mask has shape {tuple(attention_mask.shape)}; it has {self.rank} axes here")
             kinds = {2: masks.padding, 3: lambda mask: mask[:, None], 4: lambda mask: mask}
             parts.append(kinds[self.rank](attention_mask))
         if (lengths := inputs.get("sequence_lengths")) is not None:

@@ -17,8 +17,10 @@ class TensorSpec:
     `axes` holds a name for each axis that varies and an int for each that does not. Call the batch
     axis "batch_size": verification then runs rows of a batch alone and gives each its own mask.
     `kind` says what the values mean: "mask" is a 0/1 mask (see `masks.py`; its last axis counts keys);
-    "lengths" (batch_size,) counts the first keys that take part, of the axis named `along`; "segments"
-    (batch_size, length) numbers the sequences packed into a row from 1, 0 is padding; else "value".
+    "lengths" (batch_size,) counts the first keys that take part, of the axis named `along`; "prefix"
+    (batch_size,) counts first keys of it that are seen by every query, and leaves none out; "segments"
+    (batch_size, length) numbers the sequences packed into a row from 1, 0 is padding; "indices" are
+    places on the axis `along`; else "value".
     Integers lie in `low <= x < high` when `high` is given. `pad` is the value that callers put
     where the mask is 0, for models that read something from it. An input with a `default`
     may be left out at run time and is then filled with that number.
@@ -27,7 +29,7 @@ class TensorSpec:
     name: str
     dtype: str
     axes: tuple[str | int, ...]
-    kind: Literal["value", "mask", "lengths", "segments"] = "value"
+    kind: Literal["value", "mask", "lengths", "segments", "prefix", "indices"] = "value"
     low: int = 0
     high: int | None = None
     pad: int | None = None
@@ -35,9 +37,9 @@ class TensorSpec:
     along: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.kind == "lengths") != (self.along is not None):
+        if (self.kind in ("lengths", "prefix", "indices")) != (self.along is not None):
             raise ValueError(
-                f"{self.name}: kind {self.kind!r} and along {self.along!r}; lengths alone are along an axis"
+                f"{self.name}: kind {self.kind!r} and along {self.along!r}; only lengths and indices are along an axis"
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
@@ -98,8 +100,9 @@ class Signature:
                     raise ValueError(f"output {spec.name} has the axis {axis}, which no input has ({known})")
 
     def axis_names(self) -> list[str]:
-        """The named axes of the inputs, in the order in which they first appear."""
-        return list(dict.fromkeys(a for spec in self.inputs for a in spec.axes if isinstance(a, str)))
+        """The named axes of the inputs, in the order in which they first appear, and sums of them that no input has."""
+        named = dict.fromkeys(a for spec in self.inputs for a in spec.axes if isinstance(a, str))
+        return list(named | dict.fromkeys(name for name, axis in self.axes.items() if axis.sum_of))
 
     def to_dict(self) -> dict[str, Any]:
         """The signature as JSON data, as the manifest of a package holds it."""

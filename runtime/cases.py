@@ -45,7 +45,7 @@ class Case:
 
 def mask_patterns(signature: Signature) -> list[str]:
     """The patterns that the signature's masks can express: a single row only where there is a query axis."""
-    masks = [spec for spec in signature.inputs if spec.kind != "value"]
+    masks = [spec for spec in signature.inputs if spec.masks]
     if not masks:
         return ["none"]
     if all(spec.kind == "lengths" for spec in masks):
@@ -88,6 +88,10 @@ def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.rando
             arrays[spec.name] = make_mask(spec, shape, mask, rng)
         elif spec.kind == "lengths":
             arrays[spec.name] = _kept(shape[0], sizes[spec.along or ""], mask, rng).sum(1).astype(spec.dtype)
+        elif spec.kind == "prefix":
+            arrays[spec.name] = rng.integers(0, sizes[spec.along or ""] + 1, shape).astype(spec.dtype)
+        elif spec.kind == "indices":
+            arrays[spec.name] = rng.integers(0, sizes[spec.along or ""], shape).astype(spec.dtype)
         elif spec.kind == "segments":
             starts = rng.random(shape) < 3 / shape[1]
             arrays[spec.name] = (_kept(shape[0], shape[1], mask, rng) * (1 + starts.cumsum(1))).astype(spec.dtype)
@@ -141,7 +145,7 @@ def _pad(spec: TensorSpec, pad: int, arrays: Arrays, signature: Signature) -> np
     """The input with `pad` under every 0 of the first mask and nowhere else."""
     values = arrays[spec.name].copy()
     values[values == pad] = spec.low if spec.low != pad else spec.low + 1
-    mask = next(s for s in signature.inputs if s.kind != "value")
+    mask = next(s for s in signature.inputs if s.masks)
     kept = np.asarray(takes_part(mask, arrays[mask.name], values.shape[1]))
     while kept.ndim > values.ndim:
         kept = np.any(kept, axis=1)

@@ -39,7 +39,13 @@ err = Console(stderr=True)
 PackagePath = Annotated[Path, typer.Argument(metavar="PACKAGE", help="a package folder")]
 Provider = Annotated[ProviderName, typer.Option(help="execution provider; never falls back to another")]
 Threads = Annotated[int | None, typer.Option(help="threads of one operator (default: one a core)")]
-VALUES = {"mask": "0 and 1", "lengths": "lengths", "segments": "segments from 1, 0 is padding"}
+VALUES = {
+    "mask": "0 and 1",
+    "lengths": "lengths",
+    "prefix": "lengths",
+    "segments": "segments from 1, 0 is padding",
+    "indices": "places",
+}
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object a line")]
 
 

@@ -32,6 +32,11 @@ class TensorSpec:
     default: float | None = None
     along: str | None = None
 
+    @property
+    def masks(self) -> bool:
+        """Whether the input says which keys take part."""
+        return self.kind in ("mask", "lengths", "segments")
+
     @classmethod
     def read(cls, data: dict[str, Any]) -> "TensorSpec":
         return cls(**{**data, "axes": tuple(data["axes"])})

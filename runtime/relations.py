@@ -70,12 +70,25 @@ def _clip(size: int, low: int, high: int | None) -> int:
 
 
 def key_axis(signature: Signature) -> str | None:
-    """The axis along which sequences are padded: the keys of the only mask, where it is one a sequence."""
-    masks = [spec for spec in signature.inputs if spec.kind != "value"]
+    """The axis along which sequences are padded: the keys of the only mask, where it is one a sequence.
+
+    Behind a cache the keys are a sum; there it is the part of the sum that is not the cache.
+    """
+    masks = [spec for spec in signature.inputs if spec.masks]
     if len(masks) != 1 or (masks[0].kind == "mask" and len(masks[0].axes) != 2):
         return None
     axis = masks[0].along or masks[0].axes[1]
-    return axis if isinstance(axis, str) and axis not in signature.sums else None
+    if axis in signature.sums:
+        parts = [part for part in signature.sums[str(axis)] if signature.axes[part][0] > 0]
+        axis = parts[0] if len(parts) == 1 else 0
+    return axis if isinstance(axis, str) else None
+
+
+def _behind_nothing(signature: Signature, axis: str, sizes: dict[str, int]) -> tuple[dict[str, int], set[str]]:
+    """The sizes with every cache empty, and the axes that then run along the sequence."""
+    sums = {total: parts for total, parts in signature.sums.items() if axis in parts}
+    caches = {part for parts in sums.values() for part in parts if part != axis}
+    return signature.complete(sizes | dict.fromkeys(caches, 0)), {axis, *sums}
 
 
 def _alone(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
@@ -91,22 +104,24 @@ def _alone(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays], 
 def _padded(signature: Signature, axis: str, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
     length = sizes[axis]
     inner = max(signature.axes[axis][0], length * 2 // 3)
-    inputs = sample(signature, sizes | {axis: inner}, "none", rng)
+    sizes, along = _behind_nothing(signature, axis, sizes)
+    inputs = sample(signature, signature.complete(sizes | {axis: inner}), "none", rng)
     answer = run(inputs)
     for side in signature.padding:
         before = length - inner if side == "left" else 0
         wide = sample(signature, sizes, "none", rng)
         for spec in signature.inputs:
-            if axis in spec.axes:
-                place = _slice(spec.axes, axis, before, before + inner)
-                if spec.kind != "value" or spec.pad is not None:
-                    wide[spec.name][:] = 0 if spec.kind != "value" else spec.pad
+            if along.intersection(map(str, spec.axes)):
+                place = _slice(spec.axes, along, before, before + inner)
+                if spec.masks or spec.pad is not None:
+                    wide[spec.name][:] = 0 if spec.masks else spec.pad
                 wide[spec.name][place] = inputs[spec.name]
             else:
-                wide[spec.name] = inputs[spec.name]
+                wide[spec.name] = inputs[spec.name] + (before if spec.kind == "indices" else 0)
         outputs = run(wide)
         cut = {
-            spec.name: outputs[spec.name][_slice(spec.axes, axis, before, before + inner)] for spec in signature.outputs
+            spec.name: outputs[spec.name][_slice(spec.axes, along, before, before + inner)]
+            for spec in signature.outputs
         }
         yield f"padded-{side}", cut, answer
 
@@ -114,22 +129,26 @@ def _padded(signature: Signature, axis: str, sizes: dict[str, int], run: Callabl
 def _content(signature: Signature, axis: str, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
     if any(spec.pad is not None for spec in signature.inputs):
         return  # what stands under the mask has a meaning for this model
+    sizes, along = _behind_nothing(signature, axis, sizes)
     inputs = sample(signature, sizes, "holes", rng)
     fresh = sample(signature, sizes, "none", rng)
-    mask = next(spec for spec in signature.inputs if spec.kind != "value")
+    mask = next(spec for spec in signature.inputs if spec.masks)
     if mask.kind != "lengths":
         inputs[mask.name][:, 0] = 1  # a model may read its answer at the first place
+    for spec in signature.inputs:
+        if spec.kind == "indices":
+            inputs[spec.name][:] = 0
     kept = takes_part(mask, inputs[mask.name], sizes[axis])  # (batch, keys)
     for spec in signature.inputs:
-        if spec.kind == "value" and spec.axes[:2] == (BATCH_AXIS, axis):
+        if not spec.masks and spec.axes[:2] == (BATCH_AXIS, axis):
             where = kept.reshape(kept.shape + (1,) * (len(spec.axes) - 2))
             fresh[spec.name] = np.where(where, inputs[spec.name], fresh[spec.name])
         else:
             fresh[spec.name] = inputs[spec.name]
     one, other = run(inputs), run(fresh)
     for spec in signature.outputs:
-        if axis in spec.axes:  # rows of real tokens alone; of attention weights the first such axis counts queries
-            place = spec.axes.index(axis)
+        place = next((i for i, name in enumerate(spec.axes) if name in along), None)
+        if place is not None:  # rows of real tokens alone; of attention weights the first such axis counts queries
             for answer in (one, other):
                 answer[spec.name] = np.moveaxis(answer[spec.name], place, 1)[kept]
     yield "content", one, other
@@ -139,7 +158,14 @@ def _chunks(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays],
     """Cut in three at places drawn at random; the axes that are sums are those of the sequence and its past."""
     total, parts = next(iter(signature.sums.items()))
     past, length = parts if signature.axes[parts[0]][0] == 0 else parts[::-1]
-    inputs = sample(signature, signature.complete(sizes | {past: 0}), "ragged", rng)
+    asked = {
+        str(spec.axes[1]) for spec in signature.inputs if spec.kind == "indices"
+    }  # answers are asked for all places
+    sizes = signature.complete(sizes | {past: 0} | dict.fromkeys(asked, sizes[length]))
+    inputs = sample(signature, sizes, "ragged", rng)
+    for spec in signature.inputs:
+        if spec.kind == "indices":
+            inputs[spec.name][:] = np.arange(sizes[length])
     whole = run(inputs)
     cuts = sorted({0, *(int(cut) for cut in rng.integers(1, sizes[length] + 1, 2)), sizes[length]})
     caches = {spec.name: inputs[spec.name] for spec in signature.inputs if past in spec.axes}
@@ -148,20 +174,22 @@ def _chunks(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays],
         chunk = {}
         for spec in signature.inputs:
             place = tuple(
-                slice(start, stop) if axis == length else slice(stop) if axis == total else slice(None)
+                slice(start, stop) if axis in (length, *asked) else slice(stop) if axis == total else slice(None)
                 for axis in spec.axes
             )
             chunk[spec.name] = caches[spec.name] if spec.name in caches else inputs[spec.name][place]
+            if spec.kind == "indices":
+                chunk[spec.name] = chunk[spec.name] - start
         answers.append(run(chunk))
         caches = {name: answers[-1][name.replace("past_key_values", "present")] for name in caches}
     joined = {
-        spec.name: np.concatenate([answer[spec.name] for answer in answers], spec.axes.index(length))
+        spec.name: np.concatenate([answer[spec.name] for answer in answers], place[0])
         for spec in signature.outputs
-        if length in spec.axes and total not in spec.axes
+        if (place := [i for i, axis in enumerate(spec.axes) if axis in (length, *asked)]) and total not in spec.axes
     }
-    joined |= {spec.name: answers[-1][spec.name] for spec in signature.outputs if length not in spec.axes}
+    joined |= {spec.name: answers[-1][spec.name] for spec in signature.outputs if total in spec.axes[2:3]}
     yield "chunks", joined, whole
 
 
-def _slice(axes: tuple[str | int, ...], axis: str, start: int, stop: int) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) if name == axis else slice(None) for name in axes)
+def _slice(axes: tuple[str | int, ...], along: set[str], start: int, stop: int) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) if name in along else slice(None) for name in axes)

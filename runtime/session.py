@@ -105,6 +105,8 @@ def check_inputs(
                 raise InputError(
                     f"{axis} is {sizes[axis]}; {' + '.join(f'{part} {sizes[part]}' for part in parts)} is {total}"
                 )
+    for name, array in feeds.items():
+        _check_range(specs[name], array, sizes)
     for spec in absent:
         unbound = [axis for axis in spec.axes if isinstance(axis, str) and axis not in sizes]
         if unbound:
@@ -137,15 +139,20 @@ def _checked(
         return _mask(spec, array)
     if array.dtype != spec.dtype:
         raise InputError(f"{spec.name} has dtype {array.dtype}; it is {_describe(spec)}")
-    if spec.kind == "value" and spec.high is None:
-        return array
+    return array
+
+
+def _check_range(spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
+    """Raises InputError for integers out of their range, which for those along an axis ends with its size."""
+    if spec.kind == "mask" or (spec.kind == "value" and spec.high is None):
+        return
     low, most = spec.low, spec.high - 1 if spec.high is not None else None
-    if spec.kind == "lengths":
-        most = sizes.get(spec.along or "")
+    if spec.along is not None:
+        size = sizes.get(spec.along)
+        most = size - 1 if size is not None and spec.kind == "indices" else size
     if array.size and (array.min() < low or (most is not None and array.max() > most)):
         upwards = "up" if most is None else f"to {most}"
         raise InputError(f"{spec.name} holds values from {array.min()} to {array.max()}; they go from {low} {upwards}")
-    return array
 
 
 def _mask(spec: TensorSpec, array: np.ndarray) -> np.ndarray:

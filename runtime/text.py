@@ -84,9 +84,9 @@ class TextEncoder:
         columns["segment_ids"] = columns["attention_mask"]  # one text a row
         for spec in self.session.signature.inputs:
             if spec.kind == "lengths":
-                # No text has a prefix of its own; of a mask it is the number of its tokens.
-                counts = columns["attention_mask"].sum(1)
-                result[spec.name] = np.zeros_like(counts) if spec.name == "prefix_lengths" else counts
+                result[spec.name] = columns["attention_mask"].sum(1)
+            elif spec.kind == "prefix":  # no text has one
+                result[spec.name] = np.zeros(shape[0], np.int64)
             elif spec.name in columns:
                 # A mask with a query axis too says the same of every query.
                 column = columns[spec.name].reshape(shape[0], *(1,) * (len(spec.axes) - 2), shape[1])
