@@ -42,11 +42,6 @@ Threads = Annotated[int | None, typer.Option(help="threads of one operator (defa
 VALUES = {
     "mask": "0 and 1",
     "lengths": "lengths",
-    "segments": "segments from 1, 0 is padding",
-    "indices": "places",
-}
-    "mask": "0 and 1",
-    "lengths": "lengths",
     "prefix": "lengths",
     "segments": "segments from 1, 0 is padding",
     "indices": "places",
