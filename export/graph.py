@@ -32,7 +32,7 @@ class Edge(nn.Module):
                 if isinstance(axis, str):
                     torch._check(size == sizes.setdefault(axis, size))
         for name, axis in self.signature.axes.items():
-            if axis.sum_of:
+            if axis.sum_of and name in sizes:
                 torch._check(sizes[name] == sum(sizes[part] for part in axis.sum_of))
         names = [spec.name for spec in self.signature.inputs]
         return in_order(self.model(**dict(zip(names, tensors, strict=True))), self.signature)
@@ -129,15 +129,26 @@ def _dim(name: str, axis: Axis) -> Any:
 
 
 def _name_sums(graph: ir.Model, signature: Signature) -> None:
-    """Gives the axes that are sums the Signature's names at the edge; PyTorch calls them "a + b"."""
-    sums = {name for name, axis in signature.axes.items() if axis.sum_of}
+    """Gives the axes that are sums the Signature's names at the edge, where they are those sums.
+
+    PyTorch invents a name for an input's, and calls an output's by that name or "a + b".
+    """
+    sums = {name: set(axis.sum_of) for name, axis in signature.axes.items() if axis.sum_of}
+    invented: set[tuple[str, str]] = set()
     for values, specs in ((graph.graph.inputs, signature.inputs), (graph.graph.outputs, signature.outputs)):
         for value, spec in zip(values, specs, strict=False):
-            if value.shape is not None and len(value.shape) == len(spec.axes) and sums.intersection(spec.axes):
-                sizes = zip(value.shape, spec.axes, strict=True)
-                value.shape = ir.Shape(
-                    [name if name in sums and not isinstance(size, int) else size for size, name in sizes]
-                )
+            if value.shape is None or len(value.shape) != len(spec.axes):
+                continue
+            shape = list(value.shape)
+            for i, name in enumerate(spec.axes):
+                if not isinstance(name, str) or name not in sums or isinstance(shape[i], int):
+                    continue
+                found = str(shape[i])
+                if specs is signature.inputs:
+                    invented.add((name, found))
+                if (name, found) in invented or set(found.split(" + ")) == sums[name]:
+                    shape[i] = ir.SymbolicDim(name)
+            value.shape = ir.Shape(shape)
 
 
 def _reason(error: BaseException) -> str:

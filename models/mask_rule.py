@@ -53,8 +53,8 @@ class MaskRule:
             "attention_mask": TensorSpec(f"{prefix}attention_mask", "int64", shape, kind="mask", default=1),
             "segment_ids": TensorSpec(f"{prefix}segment_ids", "int64", (batch, keys), kind="segments", default=1),
         }
-        for name, kind in (("sequence_lengths", "lengths"), ("prefix_lengths", "prefix")):
-            made[name] = TensorSpec(f"{prefix}{name}", "int64", (batch,), kind=kind, along=keys)
+        made["sequence_lengths"] = TensorSpec(f"{prefix}sequence_lengths", "int64", (batch,), "lengths", along=keys)
+        made["prefix_lengths"] = TensorSpec(f"{prefix}prefix_lengths", "int64", (batch,), "prefix", along=keys)
         return [made[name] for name in self.inputs]
 
     def build(

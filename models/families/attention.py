@@ -5,7 +5,7 @@ For apps that compute attention alone, and for the tests that hold every combina
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ from isoformer.models.attention import MultiHeadAttention
 from isoformer.models.cache import KVCache
 from isoformer.models.mask_rule import MaskRule
 from isoformer.models.signature import Axis, Signature, TensorSpec
+
+PositionKind = Literal["none", "rotary", "alibi", "relative"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Config:
     causal: bool = False
     left_window: int | None = None
     right_window: int | None = None
-    position_kind: Literal["none", "rotary", "alibi", "relative"] = "none"
+    position_kind: PositionKind = "none"
     rotary_base: float = 10000.0
     rotary_dim: int | None = None
     rotary_interleaved: bool = False
@@ -55,8 +57,13 @@ class Config:
     output_attentions: bool = False
 
     def __post_init__(self) -> None:
-        if self.cross and (self.cache or self.causal or self.position_kind == "rotary"):
-            raise ValueError("cross has no order of queries and keys in common: no cache, causal or rotary with it")
+        if self.position_kind not in get_args(PositionKind):
+            raise ValueError(f"position_kind {self.position_kind!r} is not one of {', '.join(get_args(PositionKind))}")
+        windows = (self.left_window, self.right_window) != (None, None)
+        if self.cross and (self.cache or self.causal or windows or self.position_kind != "none"):
+            raise ValueError(
+                "cross has no order of queries and keys in common: no cache, causal, window or position_kind with it"
+            )
         if self.cross and self.masks.inputs not in ((), ("attention_mask",), ("sequence_lengths",)):
             raise ValueError(f"cross takes attention_mask or sequence_lengths, not {', '.join(self.mask_inputs)}")
         if self.key_size is not None and not self.cross:
@@ -105,11 +112,28 @@ def signature(config: Config) -> Signature:
         axes = {PAST: Axis(0), TOTAL: Axis(sum_of=(PAST, LENGTH))}
     if config.output_attentions:
         outputs.append(TensorSpec("attentions.0", "float32", (BATCH, config.num_heads, LENGTH, keys)))
-    sides: tuple[Literal["right", "left"], ...] = (
-        ("right",) if "sequence_lengths" in config.mask_inputs else ("right", "left")
-    )
     in_order = config.causal and set(config.mask_inputs) <= {"attention_mask", "segment_ids"} and config.mask_rank == 2
-    return Signature(tuple(inputs), tuple(outputs), axes=axes, padding=sides, chunked=config.cache and in_order)
+    chunked = config.cache and in_order and not _grows(config)
+    return Signature(tuple(inputs), tuple(outputs), axes=axes, padding=_ignored_padding(config), chunked=chunked)
+
+
+def _ignored_padding(config: Config) -> tuple[Literal["right", "left"], ...]:
+    """The sides on which padding changes nothing, not even the keys that a cache holds."""
+    by_place = config.position_kind == "rotary" and not _counts_tokens(config)
+    if by_place and _grows(config):
+        return ()
+    from_left = {"sequence_lengths", "prefix_lengths"} & set(config.mask_inputs)
+    return ("right",) if from_left or (by_place and config.cache) else ("right", "left")
+
+
+def _counts_tokens(config: Config) -> bool:
+    """Whether rotary positions count the tokens of attention_mask, not places."""
+    return config.mask_rank == 2 and "attention_mask" in config.mask_inputs
+
+
+def _grows(config: Config) -> bool:
+    """Whether the frequencies depend on how long the sequence is, so that cached keys would have to turn again."""
+    return config.position_kind == "rotary" and isinstance(config.rotary_scaling, positions.DynamicNTKScaling)
 
 
 def task(_config: Config) -> dict[str, Any] | None:
@@ -162,7 +186,7 @@ class Model(nn.Module):
 
     def _positions(self, inputs: dict[str, Tensor], query_length: int) -> Tensor | None:
         """(B, Lq) of the queries; None where they count places."""
-        if self.config.position_kind != "rotary" or self.config.mask_rank != 2 or "attention_mask" not in inputs:
+        if self.config.position_kind != "rotary" or not _counts_tokens(self.config):
             return None
         counted = positions.count_real(inputs["attention_mask"])  # (B, P + Lq)
         return counted.narrow(1, counted.shape[1] - query_length, query_length)

@@ -149,7 +149,7 @@ def signature(config: Config) -> Signature:
 
 def _ignores_left_padding(config: Config) -> bool:
     """Whether padding on the left changes nothing: positions and "the first token" must both know of it."""
-    if "sequence_lengths" in config.mask_inputs:
+    if {"sequence_lengths", "prefix_lengths"} & set(config.mask_inputs):
         return False  # lengths count from the left
     reads_first_token = config.task == "classify" or config.pooling == "cls" or config.pooler
     return config.position_rule == "mask" or (config.position_rule == "tokens" and not reads_first_token)
