@@ -196,22 +196,18 @@ def read_png(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def texts_of(figure) -> list[str]:
-    axes = [a for a in figure.axes if a.images]
-    return [label.get_text() for a in axes for label in (*a.get_yticklabels(), *a.get_xticklabels())]
-
-
 class TestDraw:
     def test_every_cell_has_the_colour_of_its_weight(self, maps):
         """Pixels in the middle of the cells: one scale for all panels, grey where masked."""
-        figure = attention_map.draw(maps[1])
+        uneven = maps[1].weights * np.linspace(0.2, 1, LAYERS * HEADS).reshape(LAYERS, HEADS, 1, 1)
+        figure = attention_map.draw(replace(maps[1], weights=uneven))
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
         panels = [axes for axes in figure.axes if axes.images]
         assert len(panels) == LAYERS * HEADS
-        scale, top = colormaps["viridis"], maps[1].weights.max()
-        for panel, weights in zip(panels, maps[1].weights.reshape(-1, 7, 7), strict=True):
+        scale, top = colormaps["viridis"], uneven.max()
+        for panel, weights in zip(panels, uneven.reshape(-1, 7, 7), strict=True):
             for query, key in np.ndindex(7, 7):
                 x, y = (int(n) for n in panel.transData.transform((key, query)))
                 colour = pixels[len(pixels) - 1 - y, x]
@@ -231,9 +227,11 @@ class TestDraw:
 
     def test_tokens_stand_on_both_axes_as_they_are(self, maps):
         tokens = ("$x^2$", "猫", "a" * 40, "\n", "Ġthe", "f", "[SEP]")
-        labels = texts_of(attention_map.draw(replace(maps[0], tokens=tokens)))
+        panels = [axes for axes in attention_map.draw(replace(maps[0], tokens=tokens)).axes if axes.images]
+        labels = [label for axes in panels for label in (*axes.get_yticklabels(), *axes.get_xticklabels())]
         shown = ["$x^2$", "\\u732b", "a" * 15 + "…", "\\n", "Ġthe", "f", "[SEP]"]
-        assert labels == shown * (LAYERS + HEADS)
+        assert [label.get_text() for label in labels] == shown * (LAYERS + HEADS)
+        assert not any(label.get_parse_math() for label in labels)
 
     def test_a_legend_where_something_is_masked(self, maps):
         assert not attention_map.draw(maps[0]).legends
