@@ -186,13 +186,15 @@ def draw(found: AttentionMap) -> "Figure":
     panel, small = cell * length, min(10.0, 72 * cell * 0.62)
     labels = [_cut(token, 16) for token in _drawable(found.tokens)]
     colours: dict[str, Any] = {"cmap": "viridis", "norm": Normalize(0, float(found.weights.max()) or 1.0)}
+    edges = np.arange(length + 1) - 0.5
     figure = Figure(figsize=(width, height), dpi=DPI)
     for row, column in np.ndindex(rows, columns):
         left, bottom = column * (panel + GAP), height - panel - row * (panel + GAP)
         axes = figure.add_axes((left / width, bottom / height, panel / width, panel / height))
         axes.add_patch(Rectangle((-0.5, -0.5), length, length, zorder=0, **MASKED))  # shows where the image has holes
         image = np.ma.masked_where(~found.visible[row, column], found.weights[row, column])
-        axes.imshow(image, **colours, interpolation="nearest")
+        axes.pcolormesh(edges, edges, image, **colours)  # imshow would make floats of every pixel
+        axes.set(xlim=(-0.5, length - 0.5), ylim=(length - 0.5, -0.5))
         axes.tick_params(length=0, pad=2)
         axes.set_xticks([])
         axes.set_yticks([])

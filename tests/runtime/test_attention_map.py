@@ -204,8 +204,8 @@ class TestDraw:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-        panels = [axes for axes in figure.axes if axes.images]
-        assert len(panels) == LAYERS * HEADS
+        panels, bar = figure.axes[:-1], figure.axes[-1]
+        assert bar.get_ylabel() == "attention weight"
         scale, top = colormaps["viridis"], uneven.max()
         for panel, weights in zip(panels, uneven.reshape(-1, 7, 7), strict=True):
             for query, key in np.ndindex(7, 7):
@@ -218,7 +218,7 @@ class TestDraw:
                     assert np.ptp(colour) == 0  # grey, which is no colour of the scale
 
     def test_the_panels_stand_in_rows_of_layers_and_columns_of_heads(self, maps):
-        panels = [axes for axes in attention_map.draw(maps[0]).axes if axes.images]
+        panels = attention_map.draw(maps[0]).axes[:-1]
         assert [axes.get_title() for axes in panels[:HEADS]] == ["head 0", "head 1", "head 2"]
         assert [axes.get_ylabel() for axes in panels[::HEADS]] == ["layer 0", "layer 1"]
         places = [axes.get_position() for axes in panels]
@@ -227,7 +227,7 @@ class TestDraw:
 
     def test_tokens_stand_on_both_axes_as_they_are(self, maps):
         tokens = ("$x^2$", "猫", "a" * 40, "\n", "Ġthe", "f", "[SEP]")
-        panels = [axes for axes in attention_map.draw(replace(maps[0], tokens=tokens)).axes if axes.images]
+        panels = attention_map.draw(replace(maps[0], tokens=tokens)).axes[:-1]
         labels = [label for axes in panels for label in (*axes.get_yticklabels(), *axes.get_xticklabels())]
         shown = ["$x^2$", "\\u732b", "a" * 15 + "…", "\\n", "Ġthe", "f", "[SEP]"]
         assert [label.get_text() for label in labels] == shown * (LAYERS + HEADS)
