@@ -9,14 +9,18 @@ import onnx_ir as ir
 
 from isoformer.export.passes import (
     attention_layout,
+    cached_attention,
     half_attention,
     merge_projections,
+    rotary_embedding,
     strip_metadata,
     tidy,
     tie_weights,
 )
 
 PASSES: dict[str, Callable[[ir.Model], int]] = {
+    "rotary_embedding": rotary_embedding.apply,
+    "cached_attention": cached_attention.apply,
     "attention_layout": attention_layout.apply,
     "half_attention": half_attention.apply,
     "merge_projections": merge_projections.apply,

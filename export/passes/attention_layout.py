@@ -4,9 +4,10 @@
     Reshape → Transpose ├→ Attention → Transpose → Reshape    becomes    Attention(q_num_heads, kv_num_heads)
     Reshape → Transpose ┘
 
-Case 1: all of it is there: the node is rewritten.
-Case 2: an input or the output is something else (say, attend() called on tensors of four axes): left alone.
-Case 3: the node has a past or a second output in use: left alone.
+Case 1: all of it is there: the node is rewritten. A past and the presents stay as they are.
+Case 2: a RotaryEmbedding stands between Transpose and Attention: it goes the same way.
+Case 3: an input or the output is something else (say, attend() called on tensors of four axes): left alone.
+Case 4: the scores are an output in use: left alone.
 """
 
 from typing import Any
@@ -26,28 +27,53 @@ def apply(model: ir.Model) -> int:
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
-    if len(node.inputs) > 4 or any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
-        return False  # case 3
-    sources = [_source(value) for value in node.inputs[:3]]
+    if len(node.inputs) > 6 or any(output.uses() or output.is_graph_output() for output in node.outputs[3:]):
+        return False  # case 4
+    turns = [_rotary(value) for value in node.inputs[:3]]
+    pairs = zip(turns, node.inputs, strict=False)
+    sources = [_source(value if turn is None else turn.inputs[0]) for turn, value in pairs]
     merged = _merged_output(node.outputs[0])
     if merged is None or None in sources:
-        return False  # case 2
+        return False  # case 3
     shapes = [value.shape for value in node.inputs[:3] if value is not None and value.shape is not None]
     heads: list[Any] = [shape[1] for shape in shapes if isinstance(shape[1], int)]
     if len(heads) != 3:
         return False
+    for i, turn in enumerate(turns):
+        if turn is not None:
+            sources[i] = _turn(graph, node, turn, sources[i], heads[i])
     kept: dict[str, Any] = {name: node.attributes[name] for name in KEPT if name in node.attributes}
     flat = ir.node(
         "Attention",
         [*sources, *node.inputs[3:]],
         attributes={"q_num_heads": heads[0], "kv_num_heads": heads[1], **kept},
+        num_outputs=min(3, len(node.outputs)),
         name=node.name,
     )
-    flat.outputs[0].name, flat.outputs[0].type, flat.outputs[0].shape = merged.name, merged.type, merged.shape
     graph.insert_before(node, flat)
-    ir.convenience.replace_all_uses_with(merged, flat.outputs[0], replace_graph_outputs=True)
+    for old, new in zip((merged, *node.outputs[1:3]), flat.outputs, strict=True):
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     _remove_unused(graph, merged.producer())
     return True
+
+
+def _rotary(value: ir.Value | None) -> ir.Node | None:
+    """The RotaryEmbedding on four axes that gives the value, if only the Attention reads it."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node.op_type != "RotaryEmbedding" or _only_use(value) is None:
+        return None
+    return node if "num_heads" not in node.attributes and len(node.inputs) == 3 else None
+
+
+def _turn(graph: ir.Graph, before: ir.Node, turn: ir.Node, source: ir.Value | None, heads: int) -> ir.Value:
+    """The same RotaryEmbedding on (B, L, H * D)."""
+    attributes: dict[str, Any] = {**turn.attributes, "num_heads": heads}
+    flat = ir.node("RotaryEmbedding", [source, *turn.inputs[1:]], attributes=attributes)
+    if source is not None:
+        flat.outputs[0].type, flat.outputs[0].shape = source.type, source.shape
+    graph.insert_before(before, flat)
+    return flat.outputs[0]
 
 
 def _source(value: ir.Value | None) -> ir.Value | None:

@@ -274,17 +274,68 @@ def test_output_that_is_something_else_is_left_alone(case: str) -> None:
 # -------------------------------------------------------------------------------------------- case 3
 
 
-def test_past_is_left_alone() -> None:
-    text = LAYER.replace("bool[B,1,Lq,Lk] mask", "float[B,3,P,5] past_key, float[B,3,P,11] past_value")
-    text = text.replace("ATTENTION", "a, present_key, present_value = Attention (q, k, v, , past_key, past_value)")
+CACHED = "bool[B,1,Lq,T] mask, float[B,3,P,5] past_key, float[B,3,P,11] past_value"
+
+
+@pytest.mark.parametrize("past", [0, 4])
+def test_a_past_goes_along_and_what_becomes_of_it_stays_on_four_axes(past: int) -> None:
+    text = LAYER.replace("bool[B,1,Lq,Lk] mask", CACHED)
+    text = text.replace("ATTENTION", "a, present_key, present_value = Attention (q, k, v, mask, past_key, past_value)")
     outputs = f"{OUT}, float[B,3,T,5] present_key, float[B,3,T,11] present_value"
-    left_alone(parse(text.replace("TAIL", TAIL).replace("OUTPUTS", outputs)))
+    model = parse(text.replace("TAIL", TAIL).replace("OUTPUTS", outputs))
+    rng = np.random.default_rng(3)
+    sizes = {"x": (2, 5, 30), "z": (2, 7, 15), "w": (2, 7, 33), "past_key": (2, 3, past, 5)}
+    inputs: dict[str, np.ndarray] = {n: rng.standard_normal(size).astype(np.float32) for n, size in sizes.items()}
+    inputs["past_value"] = rng.standard_normal((2, 3, past, 11)).astype(np.float32)
+    inputs["mask"] = rng.random((2, 1, 5, 7 + past)) < 0.6
+    inputs["mask"][0, 0, 1] = False
+    before = run(model, inputs)
+    assert attention_layout.apply(model) == 1
+    assert kinds(model) == ["Attention"]
+    for old, new in zip(before, run(model, inputs), strict=True):
+        assert new.shape == old.shape
+        np.testing.assert_allclose(new, old, rtol=0, atol=2e-6)
+    assert not before[0][0, 1].any()
 
 
-def test_past_is_left_alone_without_what_becomes_of_it() -> None:
-    text = LAYER.replace("bool[B,1,Lq,Lk] mask", "float[B,3,P,5] past_key, float[B,3,P,11] past_value")
-    text = text.replace("ATTENTION", "a = Attention (q, k, v, , past_key, past_value)")
-    left_alone(parse(text.replace("TAIL", TAIL).replace("OUTPUTS", OUT)))
+@pytest.mark.parametrize("dims", [0, 4])
+def test_rotary_positions_go_the_same_way(dims: int) -> None:
+    """Queries and keys of a self-attention turned by the same tables, all of a head or its first dimensions."""
+    half = dims // 2 or 3
+    turn = f"RotaryEmbedding <rotary_embedding_dim = {dims}>" if dims else "RotaryEmbedding"
+    model = parse(f"""
+    <ir_version: 10, opset_import: ["" : 23]>
+    layer (float[B,L,24] x, float[B,L,12] z, float[B,L,{half}] cos, float[B,L,{half}] sin) => (float[B,L,24] y) {{
+        four = Constant <value_ints = [0, 0, 4, -1]> ()
+        two = Constant <value_ints = [0, 0, 2, -1]> ()
+        flat = Constant <value_ints = [0, 0, -1]> ()
+        q4 = Reshape (x, four)
+        q = Transpose <perm = [0, 2, 1, 3]> (q4)
+        k4 = Reshape (z, two)
+        k = Transpose <perm = [0, 2, 1, 3]> (k4)
+        qr = {turn} (q, cos, sin)
+        kr = {turn} (k, cos, sin)
+        a = Attention (qr, kr, k)
+        t = Transpose <perm = [0, 2, 1, 3]> (a)
+        y = Reshape (t, flat)
+    }}""")
+    rng = np.random.default_rng(3)
+    sizes = {"x": (2, 5, 24), "z": (2, 5, 12), "cos": (2, 5, half), "sin": (2, 5, half)}
+    inputs = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    before = run(model, inputs)
+    assert attention_layout.apply(model) == 1
+    assert kinds(model) == ["RotaryEmbedding", "RotaryEmbedding", "Attention"]
+    np.testing.assert_allclose(run(model, inputs)[0], before[0], rtol=0, atol=2e-6)
+
+
+def test_a_turned_query_that_something_else_reads_is_left_alone() -> None:
+    text = LAYER.replace("bool[B,1,Lq,Lk] mask", "float[B,Lq,2] cos, float[B,Lq,2] sin")
+    turn = (
+        "qr = RotaryEmbedding <rotary_embedding_dim = 4> (q, cos, sin)\n    a = Attention (qr, k, v)\n    o = Relu (qr)"
+    )
+    left_alone(
+        parse(text.replace("ATTENTION", turn).replace("TAIL", TAIL).replace("OUTPUTS", f"{OUT}, float[B,6,Lq,5] o"))
+    )
 
 
 @pytest.mark.parametrize("used", ["read", "returned"])
