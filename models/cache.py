@@ -27,11 +27,13 @@ class KVCache(NamedTuple):
     def append(self, key: Tensor, value: Tensor) -> "KVCache":
         """The cache with key (B, K, L, D) and value (B, K, L, V) behind what it holds.
 
-        Raises ValueError when batch, heads or head size differ.
+        Raises ValueError when batch, heads or head size differ, or the lengths of the two.
         """
         for old, new in ((self.key, key), (self.value, value)):
             if old.ndim != 4 or new.ndim != 4 or (old.shape[:2], old.shape[3]) != (new.shape[:2], new.shape[3]):
                 raise ValueError(f"{tuple(new.shape)} cannot be appended to a cache of {tuple(old.shape)}")
+        if key.shape[2] != value.shape[2]:
+            raise ValueError(f"key {tuple(key.shape)} and value {tuple(value.shape)} differ in length")
         return KVCache(torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2))
 
 

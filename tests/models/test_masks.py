@@ -317,3 +317,109 @@ def test_what_builders_return_is_boolean_of_four_axes_and_normal_for_attention(m
     full = masks.normalize(mask, *SIZES)
     assert full.shape == (shape[0], 1, LQ, LK)
     assert torch.equal(full, mask.expand(full.shape))
+
+
+# offsets
+
+
+OFFSETS = [0, 2, 3, 8, -2]
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_an_offset_says_where_the_first_query_stands(offset):
+    def seen(rule: Callable[[int, int], bool]) -> Tensor:
+        return torch.tensor([[rule(i + offset, j) for j in range(LK)] for i in range(LQ)])[None, None]
+
+    assert torch.equal(masks.causal(LQ, LK, offset=offset), seen(lambda i, j: j <= i))
+    window = masks.sliding_window(LQ, LK, 2, 1, offset=offset)
+    assert torch.equal(window, seen(lambda i, j: i - 2 <= j <= i + 1))
+    prefix = masks.prefix(LQ, LK, torch.tensor([3]), offset=offset)
+    assert torch.equal(prefix, seen(lambda i, j: j < 3 or j <= i))
+    assert torch.equal(masks.distance(LQ, LK, offset=offset) >= 2, seen(lambda i, j: i - j >= 2))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **kw: masks.causal(LQ, LK, **kw),
+        lambda **kw: masks.sliding_window(LQ, LK, 2, 1, **kw),
+        lambda **kw: masks.sliding_window(LQ, LK, None, 1, **kw),
+        lambda **kw: masks.sliding_window(LQ, LK, 2, None, **kw),
+        lambda **kw: masks.distance(LQ, LK, **kw),
+    ],
+)
+def test_offsets_of_a_batch_are_those_of_its_sequences(build):
+    together = build(offset=torch.tensor(OFFSETS))
+    assert together.shape == (len(OFFSETS), 1, LQ, LK)
+    assert torch.equal(together, torch.cat([build(offset=offset) for offset in OFFSETS]))
+    assert torch.equal(build(), build(offset=LK - LQ))
+    assert not torch.equal(build(), build(offset=LK - LQ + 1))
+
+
+def test_offsets_and_prefixes_go_by_sequence():
+    prefixes = torch.tensor([3, 0, 5])
+    together = masks.prefix(LQ, LK, prefixes, offset=torch.tensor([0, 2, 1]))
+    one_by_one = [masks.prefix(LQ, LK, prefixes[b : b + 1], offset=offset) for b, offset in enumerate((0, 2, 1))]
+    assert torch.equal(together, torch.cat(one_by_one))
+
+
+@pytest.mark.parametrize("offset", [torch.tensor(3), torch.tensor([[3]])], ids=["()", "(1, 1)"])
+def test_an_offset_of_another_shape_is_refused(offset):
+    for build in (
+        lambda: masks.causal(LQ, LK, offset=offset),
+        lambda: masks.sliding_window(LQ, LK, 2, offset=offset),
+        lambda: masks.prefix(LQ, LK, torch.tensor([1]), offset=offset),
+    ):
+        with pytest.raises(ValueError, match="offset has shape") as error:
+            build()
+        assert f"{tuple(offset.shape)}; it is one number or (batch,) numbers" in str(error.value)
+
+
+def test_distance_counts_the_positions_that_a_key_stands_behind_its_query():
+    expected = torch.tensor([[2, 1, 0, -1, -2], [3, 2, 1, 0, -1], [4, 3, 2, 1, 0]])
+    assert torch.equal(masks.distance(3, 5), expected[None, None])
+    assert torch.equal(
+        masks.distance(3, 5, offset=torch.tensor([0, 7])), torch.stack([expected - 2, expected + 5])[:, None]
+    )
+    assert not masks.distance(3, 5).is_floating_point()
+
+
+# segments with padding
+
+
+def test_the_padding_segment_takes_part_in_nothing():
+    numbers = torch.tensor([[1, 1, 0, 2, 0]])
+    expected = torch.tensor(
+        [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool
+    )
+    assert torch.equal(masks.segments(numbers, padding=0), expected[None, None])
+    assert torch.equal(masks.segments(torch.where(numbers == 0, 9, numbers), padding=9), expected[None, None])
+    assert torch.equal(masks.segments(numbers, padding=5), masks.segments(numbers))
+    assert masks.segments(numbers)[0, 0, 2].tolist() == [False, False, True, False, True]
+
+
+def test_padding_of_other_keys_is_the_keys():
+    queries, keys = torch.tensor([[0, 1, 2]]), torch.tensor([[1, 0, 2, 0]])
+    expected = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]], dtype=torch.bool)
+    assert torch.equal(masks.segments(queries, keys, padding=0)[0, 0], expected)
+
+
+# fits and over_queries
+
+
+@properties
+@given(data=st.data(), repeated=st.integers(0, 4))
+def test_what_fits_has_the_sizes_or_one_where_it_may_be_repeated(data, repeated):
+    shape = tuple(data.draw(st.sampled_from([1, size, size + 1])) for size in SIZES)
+    wanted = all(
+        have == want or (have == 1 and axis < repeated)
+        for axis, (have, want) in enumerate(zip(shape, SIZES, strict=True))
+    )
+    assert masks.fits(torch.empty(shape), SIZES, repeated) == wanted
+
+
+@pytest.mark.parametrize("shape", [(1, 1, LQ, LK), (B, H, 1, LK), (B, 1, LQ, 1), (1, H, 1, 1)], ids=str)
+def test_queries_and_keys_are_written_out_and_no_more(shape):
+    full = masks.over_queries(torch.arange(torch.Size(shape).numel()).reshape(shape), LQ, LK)
+    assert full.shape == (*shape[:2], LQ, LK)
+    assert torch.equal(full.expand(SIZES), torch.arange(torch.Size(shape).numel()).reshape(shape).expand(SIZES))
