@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 ProviderName = Literal["cpu", "cuda"]
 PROVIDERS: tuple[str, ...] = get_args(ProviderName)
-# Older releases answer NaN where a query row has no key, at opset 23 (1.23 to 1.27 were tried).
+# Up to 1.27 a query row without keys is NaN or the mean of the values at opset 23; 1.31 is the oldest that
+# all of the parity grid was run on.
 OLDEST = (1, 31)
 
 
@@ -54,7 +55,7 @@ def onnxruntime_module() -> Any:
         ) from None
     if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < OLDEST:
         raise IsoformerError(
-            f"onnxruntime {onnxruntime.__version__} computes masked rows wrongly; "
+            f"onnxruntime {onnxruntime.__version__} is too old: its masked rows may be wrong; "
             f"pip install --upgrade 'isoformer[cpu]' (or 'isoformer[gpu]') brings {OLDEST[0]}.{OLDEST[1]} or later"
         )
     return onnxruntime

@@ -27,7 +27,7 @@ def run(model: ir.Model, past: int, length: int) -> list[np.ndarray]:
     rng = np.random.default_rng(7)
     sizes = {"q": (2, 6, length, 5), "k": (2, 3, length, 5), "v": (2, 3, length, 7)}
     sizes |= {"past_key": (2, 3, past, 5), "past_value": (2, 3, past, 7)}
-    inputs = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    inputs: dict[str, np.ndarray] = {n: rng.standard_normal(size).astype(np.float32) for n, size in sizes.items()}
     inputs["mask"] = rng.random((2, 1, length, past + length)) < 0.6
     inputs["mask"][1, 0, 0] = False
     proto = ir.to_proto(model)
