@@ -55,18 +55,25 @@ def _attention_taken_apart(
 ):
     """softmax(scale * query @ key^T where mask, else -inf) @ value where the row has a key, else 0.
 
-    A mask of numbers is added instead; it leaves a key out where it is -inf.
+    A mask of numbers is added instead; it leaves a key out where it is -inf. Float16 is computed in
+    float32: its scores end at 65504, and two infinite ones make a NaN.
     """
     _refuse(dropout_p, is_causal)
     del enable_gqa  # it is plain from the head counts
     heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
+    half = query.dtype == ir.DataType.FLOAT16
+    if half:
+        query, key, value = (op20.Cast(x, to=ir.DataType.FLOAT) for x in (query, key, value))
+        if attn_mask is not None and attn_mask.dtype == ir.DataType.FLOAT16:
+            attn_mask = op20.Cast(attn_mask, to=ir.DataType.FLOAT)
     if heads != kv_heads:
         key, value = _repeat_heads(key, heads // kv_heads), _repeat_heads(value, heads // kv_heads)
     factor = op20.CastLike(op20.Constant(value_float=float(head_dim**-0.5 if scale is None else scale)), query)
     scaled = query if scale == 1.0 else op20.Mul(query, factor)
     scores = op20.MatMul(scaled, op20.Transpose(key, perm=[0, 1, 3, 2]))  # (B, H, Lq, Lk)
     if attn_mask is None:
-        return op20.MatMul(op20.Softmax(scores, axis=-1), value)
+        out = op20.MatMul(op20.Softmax(scores, axis=-1), value)
+        return op20.Cast(out, to=ir.DataType.FLOAT16) if half else out
     lowest = op20.CastLike(op20.Constant(value_float=float("-inf")), query)
     if attn_mask.dtype == ir.DataType.BOOL:
         seen, scores = attn_mask, op20.Where(attn_mask, scores, lowest)
@@ -76,7 +83,8 @@ def _attention_taken_apart(
     # A row without keys is NaN up to here; Where leaves nothing of it.
     has_key = op20.Cast(op20.ReduceMax(op20.Cast(seen, to=6), op20.Constant(value_ints=[-1])), to=9)
     zero = op20.CastLike(op20.Constant(value_float=0.0), query)
-    return op20.Where(has_key, op20.MatMul(weights, value), zero)
+    out = op20.Where(has_key, op20.MatMul(weights, value), zero)
+    return op20.Cast(out, to=ir.DataType.FLOAT16) if half else out
 
 
 def _repeat_heads(x, times: int):

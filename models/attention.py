@@ -53,7 +53,7 @@ def attend(
     if softcap is not None or sinks is not None:
         return attend_with_weights(query, key, value, mask, scale=scale, bias=bias, softcap=softcap, sinks=sinks)[0]
     _check_shapes(query, key, value)
-    grouped = key.shape[1] != query.shape[1]
+    grouped = True if key.shape[1] != query.shape[1] else False  # noqa: SIM210  bool() stays open where compiled
     full = _mask_and_bias(query, key, mask, bias)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=full, scale=scale, enable_gqa=grouped)
 

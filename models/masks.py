@@ -72,7 +72,7 @@ def fits(tensor: Tensor, wanted: tuple[int, ...], repeated: int) -> bool:
     for axis, (have, want) in enumerate(zip(tensor.shape, wanted, strict=True)):
         if _equal(have, want) or (axis < repeated and _equal(have, 1)):
             continue
-        if not torch.compiler.is_exporting() or (isinstance(have, int) and isinstance(want, int)):
+        if not torch.compiler.is_exporting() or statically_known_true(have != want):
             return False
         torch._check(have == want)
     return True

