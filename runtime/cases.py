@@ -58,10 +58,12 @@ def grid(signature: Signature, batches: Sequence[int] = BATCHES, lengths: Sequen
     """Every batch × length × mask pattern that the signature can express.
 
     Lengths over an axis' maximum give way to the maximum. Where inputs have several length axes,
-    the second takes the next length of the list, and so on, so that no two are always equal.
+    the second takes the next length of the list, and so on, so that no two are always equal. Of places
+    that are asked for ("indices") there are one, two or three: each may cost a row of a vocabulary.
     """
     named = dict.fromkeys(axis for spec in signature.inputs for axis in spec.axes if isinstance(axis, str))
     axes = [axis for axis in named if axis != BATCH_AXIS and axis not in signature.sums]
+    asked = {axis for spec in signature.inputs if spec.kind == "indices" for axis in spec.axes[1:]}
     bounds = [signature.axes[axis] for axis in axes]
     most = min((high for _, high in bounds if high is not None), default=max(lengths))
     lengths = sorted({min(length, most) for length in lengths}) if axes else [1]
@@ -75,6 +77,8 @@ def grid(signature: Signature, batches: Sequence[int] = BATCHES, lengths: Sequen
                     size = lengths[(index + offset) % len(lengths)]
                     if low == 0:  # a cache: nothing in it yet, one length, another
                         size = (0, *lengths)[(index + offset) % len(lengths)]
+                    if axis in asked:
+                        size = 1 + index % 3
                     sizes[axis] = max(low, size if high is None else min(size, high))
                 yield Case(mask, batch, length, signature.complete(sizes))
 
