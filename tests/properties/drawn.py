@@ -1,5 +1,6 @@
 """Drawn calls of `attend`: sizes, values, every kind of mask and any of them together, and how far rounding may go."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -28,7 +29,8 @@ class Call:
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """B, H, Lq, Lk"""
-        return (*self.query.shape[:3], self.key.shape[2])
+        batch, heads, queries, _ = self.query.shape
+        return batch, heads, queries, self.key.shape[2]
 
     def run(self) -> Tensor:
         return attend(self.query, self.key, self.value, self.mask, **self.options)
@@ -52,6 +54,13 @@ class Call:
             mask = masks.normalize(mask, *self.sizes).expand(self.sizes)[rows][:, :, queries][:, :, :, keys]
         query, key, value = self.query[rows][:, :, queries], self.key[rows][:, :, keys], self.value[rows][:, :, keys]
         return Call(query, key, value, mask, options)
+
+    def clone(self) -> "Call":
+        """With values of its own, to be written over."""
+        return replace(self, query=self.query.clone(), key=self.key.clone(), value=self.value.clone())
+
+    def masked(self, mask: Tensor | None) -> "Call":
+        return replace(self, mask=mask)
 
     def to(self, dtype: torch.dtype) -> "Call":
         options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in self.options.items()}
@@ -207,6 +216,6 @@ def bits(random: torch.Generator, density: float, *shape: int) -> Tensor:
     return torch.rand(shape, generator=random) < density
 
 
-def generator(draw: st.DrawFn) -> torch.Generator:
+def generator(draw: Callable[..., Any]) -> torch.Generator:
     """Values come from one drawn seed: shrinking is for sizes and kinds."""
     return torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))

@@ -15,6 +15,7 @@ from isoformer.export.evidence import torch_runner
 from isoformer.export.graph import to_onnx
 from isoformer.models.families import attention as family
 from isoformer.models.mask_rule import INPUTS
+from isoformer.models.signature import Signature
 from isoformer.runtime.package import Package
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import bound, largest_error
@@ -63,7 +64,7 @@ class Layer:
         return self.config.left_window is not None or self.config.position_kind in ("alibi", "relative")
 
     @cached_property
-    def signature(self) -> Any:
+    def signature(self) -> Signature:
         return family.signature(self.config)
 
     @cached_property
@@ -151,11 +152,11 @@ class Layer:
             sizes = sizes | {family.TOTAL: sizes[family.PAST] + sizes[family.LENGTH]}
         for spec in self.signature.inputs:
             old = inputs[spec.name]
-            shape = [sizes.get(axis, size) for axis, size in zip(spec.axes, old.shape, strict=True)]
+            shape = [sizes.get(str(axis)) or size for axis, size in zip(spec.axes, old.shape, strict=True)]
             new = np.zeros(shape, old.dtype)
             if spec.kind == "value":
                 new = (100 * random.standard_normal(shape)).astype(old.dtype)
-            index = [places.get(axis, np.arange(size)) for axis, size in zip(spec.axes, old.shape, strict=True)]
+            index = [places.get(str(axis), np.arange(size)) for axis, size in zip(spec.axes, old.shape, strict=True)]
             new[np.ix_(*index)] = old
             result[spec.name] = new
         return result

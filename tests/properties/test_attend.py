@@ -81,7 +81,7 @@ def test_a_row_of_a_batch_does_not_depend_on_its_neighbours(call):
 def test_the_neighbours_content_changes_no_bit(call, data):
     row = data.draw(st.integers(0, call.sizes[0] - 1))
     other = torch.arange(call.sizes[0]) != row
-    changed = Call(*(x.clone() for x in (call.query, call.key, call.value)), call.mask, call.options)
+    changed = call.clone()
     for x in (changed.query, changed.key, changed.value):
         x[other] = -7 * x[other] + 1
     assert torch.equal(changed.run()[row], call.run()[row])
@@ -109,9 +109,9 @@ def test_a_query_alone_has_the_answer_that_it_has_among_others(call, data):
 def test_a_later_token_changes_no_bit_of_an_earlier_one(call, data):
     """Its weight is exactly zero, and the sizes, so the order of summation, are the same."""
     length = call.sizes[3]
-    call = Call(call.query, call.key, call.value, masks.combine(masks.causal(length, length), call.mask), call.options)
+    call = call.masked(masks.combine(masks.causal(length, length), call.mask))
     first = data.draw(st.integers(0, length))
-    changed = Call(*(x.clone() for x in (call.query, call.key, call.value)), call.mask, call.options)
+    changed = call.clone()
     for x in (changed.query, changed.key, changed.value):
         x[:, :, first:] = -7 * x[:, :, first:] + 1
     assert torch.equal(changed.run()[:, :, :first], call.run()[:, :, :first])
@@ -134,7 +134,7 @@ def test_chunks_behind_a_cache_are_one_pass(call, data):
     length = call.sizes[3]
     left = data.draw(st.none() | st.integers(0, length))
     order = masks.sliding_window(length, length, left)
-    whole = Call(call.query, call.key, call.value, masks.combine(order, call.mask), call.options)
+    whole = call.masked(masks.combine(order, call.mask))
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1)))) if length > 1 else []
     cache = empty(call.sizes[0], call.key.shape[1], call.key.shape[3], call.value.shape[3], dtype=call.key.dtype)
     parts = []
@@ -158,16 +158,12 @@ def test_packed_sequences_are_the_sequences_alone(call, data):
         numbers[:, start:stop] = number + 1
     causal = data.draw(st.booleans())
     order = masks.causal(length, length) if causal else None
-    packed = Call(
-        call.query, call.key, call.value, masks.combine(masks.segments(numbers, padding=0), order), call.options
-    )
+    packed = call.masked(masks.combine(masks.segments(numbers, padding=0), order))
     out, allowed = packed.run(), 2 * rounding(packed)
     for start, stop in pieces:
         part = slice(start, stop)
-        alone = packed.at(queries=part, keys=part)
         mask = masks.causal(stop - start, stop - start) if causal else None
-        alone = Call(alone.query, alone.key, alone.value, mask, alone.options)
-        assert_same(alone.run(), out[:, :, part], allowed[:, :, part])
+        assert_same(packed.at(queries=part, keys=part).masked(mask).run(), out[:, :, part], allowed[:, :, part])
 
 
 @given(call=calls(kinds=(), least_keys=1), data=st.data())
@@ -192,14 +188,14 @@ def test_masks_that_mean_the_same_give_the_same_bits(call, data):
         (masks.sliding_window(lq, lk, None, None), masks.segments(ones[:, :lq], ones[:, :lk])),
     ]
     one, other = data.draw(st.sampled_from(pairs))
-    answers = [Call(call.query, call.key, call.value, mask, call.options).run() for mask in (one, other)]
+    answers = [call.masked(mask).run() for mask in (one, other)]
     assert torch.equal(*answers)
 
 
 @given(call=calls(kinds=()))
 def test_a_mask_of_ones_is_no_mask(call):
     """By another kernel, so but for rounding."""
-    ones = Call(call.query, call.key, call.value, torch.ones(call.sizes[2:])[None, None], call.options)
+    ones = call.masked(torch.ones(call.sizes[2:])[None, None])
     assert_same(ones.run(), call.run(), 2 * rounding(call))
 
 
@@ -207,7 +203,7 @@ def test_a_mask_of_ones_is_no_mask(call):
 def test_ones_and_zeros_of_any_dtype_are_the_same_mask(call, data):
     dtype = data.draw(st.sampled_from([torch.uint8, torch.int32, torch.int64, torch.float16, torch.float32]))
     mask = bits(generator(data.draw), 0.6, *call.sizes)
-    answers = [Call(call.query, call.key, call.value, m, call.options).run() for m in (mask, mask.to(dtype))]
+    answers = [call.masked(m).run() for m in (mask, mask.to(dtype))]
     assert torch.equal(*answers)
 
 
