@@ -19,11 +19,14 @@ from rich.table import Table
 
 from isoformer.runtime import attention_map, tasks
 from isoformer.runtime import bench as benchmark
+from isoformer.runtime.chat import Chat
 from isoformer.runtime.errors import InputError, IsoformerError
+from isoformer.runtime.generation import Settings, Stats
 from isoformer.runtime.package import Package, load
 from isoformer.runtime.parity import Report, by_mask_and_length
 from isoformer.runtime.providers import ProviderName
 from isoformer.runtime.session import Session
+from isoformer.runtime.tasks import generate
 from isoformer.runtime.verify import verify as run_checks
 
 app = typer.Typer(
@@ -47,6 +50,18 @@ VALUES = {
     "indices": "places",
 }
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object a line")]
+# The options of generation; what is not given is left to `Settings`.
+MaxTokens = Annotated[int | None, typer.Option(help="generate: new tokens at most (default: 128, chat 512)")]
+Temperature = Annotated[float | None, typer.Option(help="generate: 0 takes the likeliest token, above 0 draws one")]
+TopK = Annotated[int | None, typer.Option(help="generate: draw among the K likeliest tokens")]
+TopP = Annotated[float | None, typer.Option(help="generate: draw among the likeliest tokens that have P together")]
+MinP = Annotated[float | None, typer.Option(help="generate: draw among tokens with P times the likeliest's or more")]
+Penalty = Annotated[float | None, typer.Option(help="generate: above 1, tokens that occurred become less likely")]
+Beams = Annotated[int | None, typer.Option(help="generate: search with so many beams, not greedily")]
+Seed = Annotated[int | None, typer.Option(help="generate: of the draws; by default another each time")]
+Stop = Annotated[list[str] | None, typer.Option(help="generate: a string that ends the text (again for more)")]
+ShowStats = Annotated[bool, typer.Option("--stats", help="generate: tokens and times on standard error")]
+CHAT_TOKENS = 512
 
 
 def main() -> None:
@@ -153,12 +168,60 @@ def run(
     threads: Threads = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="cut texts that are too long for the model")] = False,
     as_json: AsJson = False,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    beams: Beams = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    stats: ShowStats = False,
 ) -> None:
     """Do PACKAGE's task on texts: arguments, the lines of a file, or the lines of standard input."""
     texts = _texts(inputs or [], file)
     loaded = load(package)
     task = tasks.of(loaded)
+    chosen = _given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        beams=beams,
+        seed=seed,
+    )
+    more: dict[str, Any] = {}
+    if task is generate:
+        more = {"settings": Settings(**chosen), "stop": stop or (), "stats": Stats()}
+    elif foreign := [*chosen, *_given(stop=stop, stats=stats or None)]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise InputError(f"{names}: for packages of the task generate; {package} is for {loaded.task['name']}")
     session = Session(loaded, provider, threads=threads)
+    if task is generate and len(texts) == 1 and not as_json and not truncate:
+        _write(generate.stream(session, texts[0], **more))
+    else:
+        _run_task(task, session, texts, as_json, truncate=truncate, **more)
+    if stats:
+        print(more["stats"].line(), file=sys.stderr)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _write(pieces: Iterator[str]) -> None:
+    """Text as it comes and as it stands, and a line feed."""
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _run_task(task: ModuleType, session: Session, texts: list[str], as_json: bool, **options: Any) -> None:
     with _progress() as show:
         done = 0
 
@@ -167,12 +230,71 @@ def run(
             done += more
             show("texts", done, len(texts))
 
-        results = task.run(session, texts, truncate=truncate, progress=step)
+        results = task.run(session, texts, progress=step, **options)
     if as_json:
         for result in results:
             print(json.dumps(result, ensure_ascii=False))
     else:
         task.show(results, out)
+
+
+@app.command()
+def chat(
+    package: PackagePath,
+    system: Annotated[str | None, typer.Option(help="what the model is told before the dialogue")] = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    stats: ShowStats = False,
+) -> None:
+    """Talk with PACKAGE: a message a line, from the terminal or standard input. /reset starts anew, /exit ends."""
+    settings = _given(
+        max_tokens=CHAT_TOKENS if max_tokens is None else max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    chosen, session = Settings(**settings), Session(package, provider, threads=threads)
+    dialogue = Chat(session, system=system, settings=chosen, stop=stop or ())
+    for message in _messages():
+        if message == "/exit":
+            break
+        if message == "/reset":
+            dialogue.reset()
+            continue
+        try:
+            _write(dialogue.say(message))
+        except InputError as error:
+            if not sys.stdin.isatty():
+                raise
+            print(f"isoformer: {error}", file=sys.stderr)
+            continue
+        if stats:
+            print(dialogue.stats.line(), file=sys.stderr)
+
+
+def _messages() -> Iterator[str]:
+    """The lines of standard input that are not empty, with a prompt where it is a terminal."""
+    if sys.stdin.isatty():
+        lines = iter(lambda: input("> "), None)
+    else:
+        lines = (line.decode("utf-8") for line in sys.stdin.buffer)
+    try:
+        yield from filter(None, (line.strip() for line in lines))
+    except EOFError:
+        print()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text: {error}") from None
 
 
 @app.command()

@@ -1,0 +1,120 @@
+"""A dialogue with a package: its own chat template, and a cache that is kept from turn to turn."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from isoformer.runtime.binding import Decoder
+from isoformer.runtime.detokenizer import Detokenizer
+from isoformer.runtime.errors import InputError, PackageError
+from isoformer.runtime.generation import Settings, Stats
+from isoformer.runtime.session import Session
+from isoformer.runtime.tasks.generate import encode, pieces, with_eos
+from isoformer.runtime.text import TextEncoder, text_encoder
+
+Message = dict[str, str]
+
+
+class Chat:
+    """A dialogue; `say` streams the answer to a message.
+
+    The whole dialogue is rendered anew for each turn, as the template was made for. The tokens that it
+    has in common with those in the cache, as a rule all but the new message, are not computed again.
+
+    system: the first message, of the role "system". Raises PackageError for a package without a chat template.
+    """
+
+    def __init__(
+        self, session: Session, *, system: str | None = None, settings: Settings | None = None, stop: Sequence[str] = ()
+    ) -> None:
+        self.session = session
+        self.stop = tuple(stop)
+        self._decoder = Decoder(session)
+        self._encoder = text_encoder(session)
+        self._template = template(self._encoder)
+        self._settings = with_eos(session, settings)
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[Message] = []
+        self.stats = Stats()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the dialogue but for the system message. What its beginning has in the cache is still of use."""
+        self.messages = list(self._system)
+
+    def say(self, text: str) -> Iterator[str]:
+        """The answer, piece by piece as tokens come; `stats` is this turn's.
+
+        Raises InputError, and leaves the dialogue as it was, when with this message it is longer than the model holds.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        (prompt,) = encode(self.session, [self._render(messages)], add_special_tokens=False)
+        limit = self._decoder.limit
+        if limit is not None and len(prompt) >= limit:
+            raise InputError(
+                f"the dialogue has {len(prompt)} tokens; this model holds {limit} with the answer: "
+                "start a new one with /reset, or say less"
+            )
+        self.stats, new = Stats(), list[int]()
+        detokenizer = Detokenizer(self._encoder.tokenizer, (), self.stop, self._settings.eos)
+        yield from pieces(self._decoder, prompt, detokenizer, self._settings, self.stats, new)
+        self.messages = [*messages, {"role": "assistant", "content": detokenizer.text(new)}]
+
+    def _render(self, messages: list[Message]) -> str:
+        import jinja2
+
+        tokens = {name: _content(self._encoder.config.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, **tokens)
+        except jinja2.TemplateError as error:  # raise_exception of the template among them
+            raise InputError(f"the chat template refuses this dialogue: {_line(error)}") from None
+        except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            raise PackageError(f"the chat template of {self.session.package.path} fails: {_line(error)}") from None
+
+
+def template(encoder: TextEncoder) -> Any:
+    """The compiled template: of chat_template.jinja, else of tokenizer_config.json, where "default" is the one of many.
+
+    It comes with the package, so it runs in jinja2's sandbox, set up as in transformers.
+    """
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    path = encoder.session.package.path
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        try:
+            source: Any = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PackageError(f"{file} cannot be read: {error}") from None
+    else:
+        source = encoder.config.get("chat_template")
+        if isinstance(source, list):
+            named = [entry for entry in source if isinstance(entry, dict)]
+            source = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
+    if not isinstance(source, str):
+        raise PackageError(f"{path} has no chat template, so it holds no dialogue; continue a text: isoformer run")
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise PackageError(f"the chat template of {path} cannot be read: {_line(error)}") from None
+
+
+def _content(token: Any) -> str:
+    """A special token of tokenizer_config.json, which writes it as a string or as an object."""
+    return str(token.get("content", "") if isinstance(token, dict) else token or "")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

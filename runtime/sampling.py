@@ -1,0 +1,106 @@
+"""From logits to the next token: logits processors as plain functions, and the draw.
+
+A processor takes the ids so far and the logits (vocabulary,) of the next, and returns logits; what it
+leaves out is -inf. Those here compute what the processors of the same name in transformers do.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from isoformer.runtime.errors import InputError
+
+Processor = Callable[[Sequence[int], np.ndarray], np.ndarray]
+
+
+def repetition_penalty(penalty: float) -> Processor:
+    """Makes tokens that occurred less likely: logit / penalty where positive, logit * penalty where negative.
+
+    Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1.
+    """
+
+    def process(ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        seen = np.unique(np.asarray(ids, np.int64))
+        result = logits.copy()
+        result[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
+        return result
+
+    return process
+
+
+def temperature(value: float) -> Processor:
+    """logits / value, less their largest, so that no small temperature overflows: above 1 flatter, below 1 sharper."""
+
+    def process(_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return (logits - logits.max()) / value
+
+    return process
+
+
+def top_k(k: int) -> Processor:
+    """Leaves the k likeliest tokens, and those as likely as the last of them."""
+
+    def process(_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        kth = max(0, len(logits) - k)
+        return np.where(logits < np.partition(logits, kth)[kth], -np.inf, logits)
+
+    return process
+
+
+def top_p(p: float) -> Processor:
+    """Leaves the fewest tokens whose probabilities add up to p or more, the likeliest first.
+
+    Holtzman et al. 2019, https://arxiv.org/abs/1904.09751, section 3.1.
+    """
+
+    def process(_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        upwards = np.argsort(logits, kind="stable")
+        unlikely = softmax(logits[upwards]).cumsum() <= 1 - p
+        unlikely[-1] = False
+        result = logits.copy()
+        result[upwards[unlikely]] = -np.inf
+        return result
+
+    return process
+
+
+def min_p(p: float) -> Processor:
+    """Leaves the tokens that are at least p times as likely as the likeliest.
+
+    Nguyen et al. 2024, https://arxiv.org/abs/2407.01082, section 3.
+    """
+
+    def process(_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        probabilities = softmax(logits)
+        return np.where(probabilities < p * probabilities.max(), -np.inf, logits)
+
+    return process
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """exp(x) / sum(exp(x)); needs one finite value."""
+    exponents = np.exp(logits - logits.max())
+    return exponents / exponents.sum()
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """x - log(sum(exp(x))) along the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def apply(processors: Sequence[Processor], ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+    """The logits after every processor in turn. Raises InputError when none is finite, or one is NaN."""
+    for process in processors:
+        logits = process(ids, logits)
+    if not np.isfinite(logits.max()):
+        raise InputError(f"no next token can be chosen behind {len(ids)} tokens: the largest logit is {logits.max()}")
+    return logits
+
+
+def draw(logits: np.ndarray, rng: np.random.Generator) -> int:
+    """A token with the probability that softmax gives it; one number of `rng` each time."""
+    bounds = softmax(logits).cumsum()
+    # The last bound is 1 but for rounding; a product with it never passes it.
+    return int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
