@@ -59,6 +59,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.position_kind not in get_args(PositionKind):
             raise ValueError(f"position_kind {self.position_kind!r} is not one of {', '.join(get_args(PositionKind))}")
+        _ = self.masks  # refuses what cannot be combined
         windows = (self.left_window, self.right_window) != (None, None)
         if self.cross and (self.cache or self.causal or windows or self.position_kind != "none"):
             raise ValueError(

@@ -3,6 +3,7 @@ import itertools
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from isoformer.export.evidence import torch_runner
 from isoformer.models import checkpoints, masks
 from isoformer.models.families.encoder import TINY, Config, Model, signature, task
+from isoformer.runtime.package import Signature as RuntimeSignature
+from isoformer.runtime.relations import relations
 
 LABELS = ("low", "middle", "high", "other", "none")
 PAD = 1
@@ -168,6 +172,156 @@ def test_a_mask_of_other_numbers_is_refused(mask):
 def test_a_mask_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match="mask has shape"):
         build(position_rule="index")(random_ids(2, 5), torch.ones(shape))
+
+
+# masks that the graph builds
+
+LENGTHS = torch.tensor([5, 3, 1])
+
+
+def last_hidden(model: Model, ids: Tensor, **inputs: Tensor) -> Tensor:
+    return model(ids, token_type_ids=random_types(*ids.shape), **inputs)["last_hidden_state"]
+
+
+@pytest.mark.parametrize("rule", ["mask", "index"])
+@pytest.mark.parametrize("head", HEADS)
+def test_lengths_are_the_padding_that_they_count(rule, head):
+    ids, mask = random_ids(3, 5), (torch.arange(5) < LENGTHS[:, None]).long()
+    want = run(build(**RULES[rule], **HEADS[head]), ids, mask, random_types(3, 5))
+    model = build(**RULES[rule], **HEADS[head], mask_inputs=("sequence_lengths",))
+    outputs = model(ids, token_type_ids=random_types(3, 5), sequence_lengths=LENGTHS)
+    for name, output in outputs.items():
+        close(output, want[name])
+
+
+def test_every_input_takes_its_keys_from_the_others():
+    """What one leaves out no other brings back, in attention and in the mean."""
+    names = ("attention_mask", "sequence_lengths", "segment_ids")
+    ids, mask = random_ids(3, 5), torch.tensor([[1, 1, 1, 0, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    segments = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
+    model = build(mask_inputs=names, position_rule="index")
+    found = model(ids, mask, random_types(3, 5), sequence_lengths=torch.tensor([5, 4, 3]), segment_ids=segments)
+    both = torch.tensor([[1, 1, 1, 0, 1], [0, 1, 1, 1, 0], [0, 1, 1, 0, 0]])
+    want = run(build(position_rule="index"), ids, both, random_types(3, 5))
+    for name, output in found.items():
+        close(of_tokens(output, both), of_tokens(want[name], both))
+
+
+@pytest.mark.parametrize("names", [("segment_ids",), ("attention_mask", "segment_ids")], ids=str)
+def test_packed_sequences_are_the_sequences_alone(names):
+    """Positions begin anew in each, so a row of two is the two."""
+    model, ids, types = build(mask_inputs=names), random_ids(1, 7), random_types(1, 7)
+    segments = torch.tensor([[1, 1, 1, 0, 2, 2, 0]])
+    inputs = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in names else {}
+    packed = model(ids, token_type_ids=types, segment_ids=segments, **inputs)["last_hidden_state"]
+    for number in (1, 2):
+        own = segments[0] == number
+        alone = run(build(), ids[:, own], torch.ones(1, int(own.sum())), types[:, own])["last_hidden_state"]
+        close(packed[:, own], alone)
+
+
+def test_the_mean_is_over_every_segment_and_no_padding():
+    model = build(mask_inputs=("segment_ids",), normalize=False)
+    segments = torch.tensor([[1, 1, 2, 0], [1, 0, 0, 0]])
+    out = model(random_ids(2, 4), segment_ids=segments)
+    for b, count in enumerate((3, 1)):
+        close(out["sentence_embedding"][b], out["last_hidden_state"][b, :count].mean(0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"causal": True}, {"left_window": 1}, {"right_window": 1}, {"causal": True, "left_window": 2}],
+    ids=str,
+)
+def test_causality_and_windows_are_the_masks_of_rank_3(options):
+    left, right = options.get("left_window"), options.get("right_window")
+    ids, length = random_ids(2, 7), 7
+    order = masks.sliding_window(length, length, left, 0 if options.get("causal") else right)[0].expand(2, 7, 7)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0], [0, 1, 1, 0, 1, 1, 1]])
+    want = run(
+        build(position_rule="index", mask_rank=3), ids, (order & mask[:, None].bool()).long(), random_types(2, 7)
+    )
+    found = run(build(position_rule="index", **options), ids, mask, random_types(2, 7))
+    close(found["last_hidden_state"], want["last_hidden_state"])
+    plain = run(build(position_rule="index"), ids, mask, random_types(2, 7))
+    assert differ(found["last_hidden_state"], plain["last_hidden_state"])
+
+
+def test_a_causal_token_does_not_see_what_comes_after_unless_the_prefix_holds_it():
+    model = build(mask_inputs=("prefix_lengths",), causal=True, num_layers=3)
+    ids = random_ids(3, 6)
+    other = ids.clone()
+    other[:, 3] = ids[:, 3] % 90 + 5
+    prefixes = torch.tensor([0, 3, 4])
+    changed = last_hidden(model, ids, prefix_lengths=prefixes) - last_hidden(model, other, prefix_lengths=prefixes)
+    moved = changed.abs().amax(-1) > 1e-9
+    assert moved.tolist() == [[False] * 3 + [True] * 3, [False] * 3 + [True] * 3, [True] * 6]
+
+
+def test_without_mask_inputs_every_token_is_real():
+    ids = random_ids(2, 5)
+    model = build(mask_inputs=())
+    want = run(build(), ids, torch.ones_like(ids), random_types(2, 5))
+    for name, output in model(ids, token_type_ids=random_types(2, 5)).items():
+        close(output, want[name])
+    assert "attention_mask" not in [spec.name for spec in signature(model.config).inputs]
+
+
+@pytest.mark.parametrize("names", [(), ("segment_ids",), ("sequence_lengths", "attention_mask")], ids=str)
+def test_the_mask_as_applied_is_given_with_the_weights(names):
+    model = build(mask_inputs=names, causal=True, output_attentions=True)
+    given = {
+        "segment_ids": torch.tensor([[1, 1, 2, 2, 0]]).expand(3, 5),
+        "sequence_lengths": LENGTHS,
+        "attention_mask": torch.tensor([[1, 0, 1, 1, 1]]).expand(3, 5),
+    }
+    out = model(random_ids(3, 5), **{name: given[name] for name in names})
+    want = model.config.masks.build(given, 5, 5)
+    assert want is not None
+    assert torch.equal(out["attention_visible"], want.expand(3, 1, 5, 5))
+    for layer in range(2):
+        assert (out[f"attentions.{layer}"][~want.expand(3, 3, 5, 5)] == 0).all()
+        close(out[f"attentions.{layer}"].sum(-1), want.any(-1).expand(3, 3, 5).double())
+
+
+@pytest.mark.parametrize(
+    ("options", "padding"),
+    [
+        ({"mask_inputs": ("sequence_lengths",)}, ("right",)),
+        ({"mask_inputs": ("attention_mask", "prefix_lengths"), "causal": True}, ("right",)),
+        ({"mask_inputs": ("segment_ids",)}, ("right", "left")),
+        ({"causal": True, "left_window": 3}, ("right", "left")),
+    ],
+    ids=str,
+)
+def test_padding_that_is_promised(options, padding):
+    assert signature(replace(TINY, **options)).padding == padding
+
+
+PROMISES = [
+    {**mask, **head}
+    for mask in (
+        {"mask_inputs": ("sequence_lengths",)},
+        {"mask_inputs": ("segment_ids",)},
+        {"mask_inputs": ("prefix_lengths",), "causal": True},
+        {"mask_inputs": ("attention_mask", "prefix_lengths"), "causal": True},
+        {"mask_inputs": (), "causal": True},
+        {"causal": True, "left_window": 2},
+    )
+    for head in ({}, {"pooling": "cls"}, {"position_rule": "index"}, {"task": "fill-mask"}, {"output_attentions": True})
+]
+
+
+@pytest.mark.parametrize("options", PROMISES, ids=str)
+def test_every_promise_of_the_signature_holds(options):
+    model = build(**options)
+    edge = signature(model.config)
+    plain = RuntimeSignature.read(edge.to_dict())
+    tolerances = dict.fromkeys((spec.name for spec in edge.outputs), 1e-9)
+    run_float64 = torch_runner(model, edge, torch.float64)
+    found = list(relations(plain, tolerances, run_float64, "torch", np.random.default_rng(5)))
+    assert found
+    assert [c.line() for c in found if not c.passed] == []
 
 
 # sequences without a real token
@@ -519,6 +673,10 @@ def test_sizes_begin_at_one(name, size):
         ({"position_rule": "left"}, "position_rule 'left' is not one of"),
         ({"mask_rank": 5}, "mask_rank 5 is not one of"),
         ({"mask_rank": "3"}, "mask_rank '3' is not one of"),
+        ({"mask_inputs": ("mask",)}, "mask inputs are attention_mask, .*each once, not mask"),
+        ({"mask_inputs": ("prefix_lengths",)}, "prefix_lengths open a causal mask"),
+        ({"left_window": -1}, "left_window is -1; it must be at least 0"),
+        ({"right_window": -2}, "right_window is -2; it must be at least 0"),
         ({"task": "generate"}, "task 'generate' is not one of"),
         ({"pooling": "max"}, "pooling 'max' is not one of"),
         ({"problem": "ranking"}, "problem 'ranking' is not one of"),
