@@ -12,6 +12,7 @@ from isoformer.export import checks, evidence, package, reference
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Progress
 from isoformer.export.graph import to_onnx
+from isoformer.models.checkpoints import TextFile
 from isoformer.models.signature import Signature
 from isoformer.runtime.package import Package, load
 from isoformer.runtime.package import Signature as RuntimeSignature
@@ -29,7 +30,7 @@ def export(
     *,
     task: dict[str, Any] | None = None,
     opset: int = 23,
-    files: Iterable[Path] = (),
+    files: Iterable[Path | TextFile] = (),
     provenance: dict[str, Any] | None = None,
     force: bool = False,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
@@ -69,7 +70,10 @@ def export(
             first = report.failures[0].line() if report.failures else "nothing was compared"
             raise ExportError(f"the exported graph does not compute the same: {first} ({len(report.failures)} such)")
         for file in files:
-            shutil.copyfile(file, folder / file.name)
+            if isinstance(file, TextFile):
+                (folder / file.name).write_text(file.content, encoding="utf-8")
+            else:
+                shutil.copyfile(file, folder / file.name)
         package.write(folder, signature, graph, task, opset, provenance or {}, found, name=Path(path).name)
     return load(path)
 

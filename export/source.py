@@ -11,6 +11,7 @@ from torch import nn
 
 from isoformer.export.errors import ExportError
 from isoformer.models import checkpoints, registry
+from isoformer.models.checkpoints import TextFile
 from isoformer.models.signature import Signature
 
 
@@ -21,7 +22,7 @@ class Source:
     model: nn.Module
     signature: Signature
     task: dict[str, Any] | None
-    files: tuple[Path, ...]
+    files: tuple[Path | TextFile, ...]
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
 
@@ -49,14 +50,14 @@ def _checkpoint(path: Path, task: str | None, options: list[str]) -> Source:
     found = checkpoints.read(path, task)
     config = configured(found.config, options)
     family = registry.load(found.family)
-    notes = (f"not used by this task: {', '.join(found.unused)}",) if found.unused else ()
+    unused = (f"not used by this task: {', '.join(found.unused)}",) if found.unused else ()
     return Source(
         replace(found, config=config).model(),
         family.signature(config),
         family.task(config),
         found.files,
         {"family": found.family, "config": asdict(config), "source": found.source},
-        notes,
+        (*unused, *found.notes),
     )
 
 

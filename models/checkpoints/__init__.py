@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -19,19 +19,27 @@ class CheckpointError(ValueError):
     """The checkpoint cannot be read; the message is one line for a person."""
 
 
+class TextFile(NamedTuple):
+    """A file that the source makes, where the checkpoint holds its content in another form."""
+
+    name: str
+    content: str
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a source found: a family's configuration, its weights under the family's names, and files to carry along.
 
-    `unused` names tensors that are known to the source but play no part in the task.
+    `unused` names tensors that are known to the source but play no part in the task; `notes` are lines for the user.
     """
 
     family: str
     config: Any
     state: dict[str, Tensor]
-    files: tuple[Path, ...] = ()
+    files: tuple[Path | TextFile, ...] = ()
     unused: tuple[str, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def model(self, **options: Any) -> nn.Module:
         """The family's model in eval mode with these weights; `options` replace fields of the configuration."""
@@ -70,10 +78,15 @@ def read(path: str | Path, task: str | None = None) -> Checkpoint:
 
 def _why_not(path: Path) -> str:
     if not path.is_dir():
-        return f"{path} is not a kind of file that can be read as a checkpoint"
+        return f"{path} is not a kind of file that can be read as a checkpoint: it is no GGUF file"
     if not (path / "config.json").exists():
         return f"{path} has no config.json; a checkpoint folder holds config.json and model.safetensors"
     from isoformer.models.checkpoints.folder import read_json
 
     kind = read_json(path / "config.json").get("model_type")
-    return f"{path}/config.json: model_type {kind!r} is not supported; there are bert, distilbert and roberta"
+    kinds = sorted(
+        kind
+        for module in pkgutil.iter_modules(__path__)
+        for kind in getattr(importlib.import_module(f"{__name__}.{module.name}"), "KINDS", ())
+    )
+    return f"{path}/config.json: model_type {kind!r} is not supported; there are {', '.join(kinds)}"

@@ -14,6 +14,7 @@ import torch
 
 from isoformer.models.checkpoints import Checkpoint, CheckpointError
 from isoformer.models.checkpoints.folder import (
+    ACTIVATIONS,
     assign,
     carried_files,
     model_type,
@@ -23,15 +24,6 @@ from isoformer.models.checkpoints.folder import (
 )
 from isoformer.models.families.encoder import Config, Model
 
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
 TASKS = {
     "Model": "embed",
     "ForMaskedLM": "fill-mask",

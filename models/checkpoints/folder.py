@@ -11,7 +11,25 @@ from torch import Tensor
 
 from isoformer.models.checkpoints import CheckpointError
 
-CARRIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+CARRIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "chat_template.jinja",
+)
+# Their names of activations, and ours.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -68,10 +86,11 @@ def assign(
     their_name: Callable[[str], str],
     where: Path,
     in_file: Callable[[str], str] = str,
+    asked_by: str = "config.json",
 ) -> dict[str, Tensor]:
     """The tensors under our names: `their_name` tells what `tensors` calls each of `expected`.
 
-    in_file: turns that into the file's own name, for messages.
+    in_file: turns that into the file's own name, and asked_by: names what tells the shapes, for messages.
 
     Raises CheckpointError that names, as the file does, the tensors that are missing or of another shape.
     """
@@ -81,7 +100,7 @@ def assign(
         raise CheckpointError(f"{where} lacks the {_count(missing)}")
     misfits = [
         f"{in_file(theirs)} of shape {tuple(tensors[theirs].shape)} "
-        f"where config.json asks for {tuple(expected[ours].shape)}"
+        f"where {asked_by} asks for {tuple(expected[ours].shape)}"
         for ours, theirs in names.items()
         if tensors[theirs].shape != expected[ours].shape
     ]
