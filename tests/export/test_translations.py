@@ -24,12 +24,13 @@ OPSETS = [20, 23]
 
 @dataclass(frozen=True)
 class Variant:
-    """attend() of H query heads over K key heads of size 5 with values of size 7; the mask is one of MASKS."""
+    """attend() of H query heads over K key heads of size 5 with values of size 7; mask and bias of MASKS and BIASES."""
 
     heads: int = 3
     kv_heads: int = 3
     mask: str | None = None
     scale: float | None = None
+    bias: str | None = None
 
 
 MASKS: dict[str, tuple[str | int, ...]] = {
@@ -44,7 +45,18 @@ MASKED = {
     "one_key_head": Variant(kv_heads=1, mask="mask_of_rows", scale=0.3),
     "key_padding": Variant(heads=6, mask="mask_of_keys", scale=1.0),
 }
-VARIANTS = MASKED | {"no_mask": Variant(), "no_mask_grouped": Variant(heads=6, kv_heads=1, scale=0.7)}
+BIASES: dict[str, tuple[str | int, ...]] = {
+    "bias_of_heads": (1, 3, QUERIES, KEYS),
+    "bias_of_keys": (BATCH, 1, 1, KEYS),
+    "bias_of_6_heads": (BATCH, 6, QUERIES, 1),
+}
+BIASED = {
+    "additive": Variant(bias="bias_of_heads"),
+    "additive_padding": Variant(heads=6, bias="bias_of_keys", scale=0.3),
+    "additive_rows": Variant(heads=6, kv_heads=1, bias="bias_of_6_heads"),
+    "mask_and_bias": Variant(mask="mask_of_rows", bias="bias_of_heads"),
+}
+VARIANTS = MASKED | BIASED | {"no_mask": Variant(), "no_mask_grouped": Variant(heads=6, kv_heads=1, scale=0.7)}
 
 
 class Attends(nn.Module):
@@ -62,6 +74,7 @@ class Attends(nn.Module):
                 inputs[f"value_{v.kv_heads}"],
                 inputs[v.mask] if v.mask else None,
                 scale=v.scale,
+                bias=inputs[v.bias] if v.bias else None,
             )
             for name, v in self.variants.items()
         }
@@ -79,6 +92,7 @@ def signature(variants: dict[str, Variant]) -> Signature:
                 for n, a in MASKS.items()
                 if n in {v.mask for v in variants.values()}
             ),
+            *(TensorSpec(n, "float32", a) for n, a in BIASES.items() if n in {v.bias for v in variants.values()}),
         ),
         tuple(TensorSpec(name, "float32", (BATCH, v.heads, QUERIES, 7)) for name, v in variants.items()),
     )
@@ -123,6 +137,10 @@ def draw(batch: int = 2, queries: int = 5, keys: int = 11, variants: dict[str, V
             inputs[spec.name][-1] = False
             if len(shape) == 4:
                 inputs[spec.name][0, -1, -1] = False
+        if spec.name in BIASES:
+            inputs[spec.name][rng.random(shape) < 0.4] = -np.inf
+            inputs[spec.name][0, ..., 0] = 0.5
+            inputs[spec.name][-1, -1, -1] = -np.inf
     return inputs
 
 
@@ -136,10 +154,14 @@ def module(inputs: Arrays, variants: dict[str, Variant] = VARIANTS) -> Arrays:
 def empty_rows(name: str, inputs: Arrays) -> np.ndarray:
     """(B, H, Lq) of the variant's output, True for a row without any key."""
     variant = VARIANTS[name]
-    mask = inputs[variant.mask or ""]
-    mask = mask if mask.ndim == 4 else mask[:, None, None, :]
-    shape = inputs[f"query_{variant.heads}"].shape[:3]
-    return np.broadcast_to(np.logical_not(mask.any(-1)), shape)
+    shape = (*inputs[f"query_{variant.heads}"].shape[:3], inputs["key_1"].shape[2])
+    seen = np.ones(shape, bool)
+    if variant.mask:
+        mask = inputs[variant.mask]
+        seen = seen & (mask if mask.ndim == 4 else mask[:, None, None, :])
+    if variant.bias:
+        seen = seen & (inputs[variant.bias] > -np.inf)
+    return np.logical_not(seen.any(-1))
 
 
 SIZES = [(2, 5, 11), (1, 1, 1), (3, 7, 2), (1, 13, 1)]
@@ -158,12 +180,12 @@ def test_numbers_are_pytorchs(exported: Exported, sizes: tuple[int, int, int]) -
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", MASKED | BIASED)
 def test_row_without_keys_is_exactly_zero(exported: Exported, name: str, sizes: tuple[int, int, int]) -> None:
     inputs = draw(*sizes)
     empty = empty_rows(name, inputs)
     assert empty.any()
-    assert empty.all() == (sizes[0] == 1)
+    assert name in BIASED or empty.all() == (sizes[0] == 1)
     for run in exported.runtimes.values():
         value = run(inputs)[name]
         assert not value[empty].any()
@@ -173,9 +195,10 @@ def test_row_without_keys_is_exactly_zero(exported: Exported, name: str, sizes: 
 def test_everything_masked_is_zero_everywhere(exported: Exported) -> None:
     inputs = draw()
     inputs |= {name: np.zeros_like(inputs[name]) for name in MASKS}
+    inputs |= {name: np.full_like(inputs[name], -np.inf) for name in BIASES}
     for run in exported.runtimes.values():
         outputs = run(inputs)
-        assert not any(outputs[name].any() for name in MASKED)
+        assert not any(outputs[name].any() for name in MASKED | BIASED)
 
 
 def test_what_stands_under_the_mask_does_not_matter(exported: Exported) -> None:
@@ -190,6 +213,31 @@ def test_what_stands_under_the_mask_does_not_matter(exported: Exported) -> None:
     found = exported.runtimes["onnxruntime"](inputs)
     for name in MASKED:
         np.testing.assert_array_equal(found[name], wanted[name])
+
+
+def test_what_minus_infinity_leaves_out_does_not_matter(exported: Exported) -> None:
+    inputs = draw()
+    for name in ("bias_of_heads", "bias_of_keys"):
+        inputs[name][..., 3] = -np.inf
+    wanted = exported.runtimes["onnxruntime"](inputs)
+    for name in inputs:
+        if name.startswith(("key_", "value_")):
+            inputs[name][:, :, 3] = 1e4 if name.startswith("key_") else -1e30
+    found = exported.runtimes["onnxruntime"](inputs)
+    for name in ("additive", "additive_padding", "mask_and_bias"):
+        np.testing.assert_array_equal(found[name], wanted[name])
+
+
+def test_a_bias_of_zero_and_minus_infinity_is_the_mask(exported: Exported) -> None:
+    inputs = draw()
+    kept = np.ones_like(inputs["mask_of_rows"])
+    visible = inputs["bias_of_heads"] > -np.inf
+    inputs |= {"bias_of_heads": np.where(visible, np.float32(0), np.float32(-np.inf)), "mask_of_rows": kept}
+    inputs["mask_of_3_heads"] = np.broadcast_to(visible, inputs["mask_of_3_heads"].shape).copy()
+    for run in exported.runtimes.values():
+        outputs = run(inputs)
+        for name in ("additive", "mask_and_bias"):
+            np.testing.assert_allclose(outputs[name], outputs["every_head"], rtol=0, atol=1e-6)
 
 
 def test_one_key_gives_its_value(exported: Exported) -> None:
