@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, processors
 
 from isoformer.runtime import InputError, PackageError, Session
 from isoformer.runtime.chat import Chat
@@ -28,13 +29,21 @@ def rendered(*messages: tuple[str, str]) -> str:
     return "".join(f"{START}{role}\n{text}{END}\n" for role, text in messages) + f"{START}assistant\n"
 
 
-def with_template(package: Path, target: Path, config: dict[str, Any] | None = None, jinja: str | None = None) -> Path:
-    """A copy with another tokenizer_config.json or a chat_template.jinja, signed."""
+def with_template(
+    package: Path,
+    target: Path,
+    config: dict[str, Any] | None = None,
+    jinja: str | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Path:
+    """A copy with another tokenizer_config.json, a chat_template.jinja or another tokenizer, signed."""
     shutil.copytree(package, target)
     if config is not None:
         (target / "tokenizer_config.json").write_text(json.dumps(config))
     if jinja is not None:
         (target / "chat_template.jinja").write_text(jinja)
+    if tokenizer is not None:
+        tokenizer.save(str(target / "tokenizer.json"))
     manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
     names = {*manifest["files"], *(["chat_template.jinja"] if jinja is not None else [])}
     manifest["files"] = {name: sha256(target / name) for name in sorted(names)}
@@ -123,7 +132,21 @@ def test_ways_to_write_a_template(
     generator: Session, generator_package: Path, tmp_path: Path, config: dict[str, Any]
 ) -> None:
     session = Session(with_template(generator_package, tmp_path / "copy", config))
-    assert answer(Chat(session, settings=SHORT), "hello") == answer(Chat(generator, settings=SHORT), "hello")
+    chat, expected = Chat(session, settings=SHORT), Chat(generator, settings=SHORT)
+    assert answer(chat, "hello") == answer(expected, "hello")
+    assert chat._decoder.tokens == expected._decoder.tokens
+
+
+def test_the_template_alone_writes_special_tokens(generator: Session, generator_package: Path, tmp_path: Path) -> None:
+    """Where the tokenizer begins every text with a token, a dialogue has only those that its template writes."""
+    tokenizer = Tokenizer.from_file(str(generator_package / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=f"{START} $A", special_tokens=[(START, tokenizer.token_to_id(START))]
+    )
+    package = with_template(generator_package, tmp_path / "copy", tokenizer=tokenizer)
+    chat, expected = Chat(Session(package), settings=SHORT), Chat(generator, settings=SHORT)
+    assert answer(chat, "hello") == answer(expected, "hello")
+    assert chat._decoder.tokens == expected._decoder.tokens
 
 
 def test_the_file_comes_first(generator_package: Path, tmp_path: Path) -> None:
