@@ -28,8 +28,9 @@ def measure(session: Session, batches: Sequence[int], lengths: Sequence[int]) ->
             sizes = {name: length if signature.axes[name][0] else 0 for name in signature.free_axes}
             sizes = signature.complete(sizes | {BATCH_AXIS: batch})
             for name, (low, high) in signature.axes.items():
-                if not low <= sizes[name] <= (high or sizes[name]):
-                    raise InputError(f"{name} {sizes[name]} is out of range; this model takes {low} to {high}")
+                if not low <= sizes[name] <= (sizes[name] if high is None else high):
+                    upwards = "up" if high is None else f"to {high}"
+                    raise InputError(f"{name} {sizes[name]} is out of range; this model takes {low} {upwards}")
             inputs = sample(signature, sizes, "none", np.random.default_rng(0))
             times = time_runs(lambda inputs=inputs: session.run(inputs))
             median = float(np.median(times))

@@ -167,7 +167,7 @@ def _chunks(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays],
         if spec.kind == "indices":
             inputs[spec.name][:] = np.arange(sizes[length])
     whole = run(inputs)
-    cuts = sorted({0, *(int(cut) for cut in rng.integers(1, sizes[length] + 1, 2)), sizes[length]})
+    cuts = sorted({0, *(int(cut) for cut in rng.integers(1, max(2, sizes[length]), 2)), sizes[length]})
     caches = {spec.name: inputs[spec.name] for spec in signature.inputs if past in spec.axes}
     answers: list[Arrays] = []
     for start, stop in pairwise(cuts):

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoformer.runtime.cases import BATCHES, LENGTHS, MASKS, Case, grid, make_mask, mask_patterns, sample
+from isoformer.runtime.cases import BATCHES, LENGTHS, MASKS, Case, grid, make_mask, mask_patterns, sample, takes_part
 from isoformer.runtime.package import Signature, TensorSpec
 
 BATCH, LENGTH = "batch_size", "sequence_length"
 KEY_MASK = TensorSpec("attention_mask", "int64", (BATCH, LENGTH), kind="mask")
 ROW_MASK = TensorSpec("attention_mask", "int64", (BATCH, LENGTH, LENGTH), kind="mask")
 IDS = TensorSpec("input_ids", "int64", (BATCH, LENGTH), low=3, high=13)
+COUNTS = TensorSpec("sequence_lengths", "int64", (BATCH,), kind="lengths", along=LENGTH)
+SEGMENTS = TensorSpec("segment_ids", "int64", (BATCH, LENGTH), kind="segments")
+PREFIX = TensorSpec("prefix_lengths", "int64", (BATCH,), kind="prefix", along=LENGTH)
 OUT = TensorSpec("out", "float32", (BATCH, LENGTH))
 
 
@@ -85,8 +88,25 @@ def test_grid_without_named_axes() -> None:
         ([IDS, KEY_MASK], [name for name in MASKS if name != "row"]),
         ([IDS, ROW_MASK], list(MASKS)),
         ([IDS, TensorSpec("m", "bool", (BATCH, 1, LENGTH, LENGTH), kind="mask")], list(MASKS)),
+        ([IDS, COUNTS], ["none", "right", "ragged", "sample"]),
+        ([IDS, SEGMENTS], [name for name in MASKS if name != "row"]),
+        ([IDS, COUNTS, SEGMENTS], [name for name in MASKS if name != "row"]),
+        ([IDS, COUNTS, ROW_MASK], list(MASKS)),
+        ([IDS, PREFIX], ["none"]),
+        ([IDS, COUNTS, PREFIX], ["none", "right", "ragged", "sample"]),
     ],
-    ids=["no mask", "keys", "queries and keys", "four axes"],
+    ids=[
+        "no mask",
+        "keys",
+        "queries and keys",
+        "four axes",
+        "lengths",
+        "segments",
+        "lengths and segments",
+        "lengths and rows",
+        "prefix",
+        "lengths and prefix",
+    ],
 )
 def test_patterns_that_a_signature_can_express(inputs: list[TensorSpec], wanted: list[str]) -> None:
     assert mask_patterns(signature(*inputs)) == wanted
@@ -211,3 +231,126 @@ def test_pad_stands_under_the_mask_and_nowhere_else(pad: int, mask: TensorSpec, 
 def test_without_pad_the_ids_do_not_depend_on_the_mask() -> None:
     inputs = Case("sample", 5, 31, {BATCH: 5, LENGTH: 31}).inputs(signature(IDS, KEY_MASK))
     assert len(np.unique(inputs["input_ids"][-1])) > 1
+
+
+# ------------------------------------------------------------------------------------ lengths and segments
+
+
+@pytest.mark.parametrize("pattern", ["none", "right", "ragged", "sample"])
+@pytest.mark.parametrize("keys", [1, 2, 7, 31])
+def test_lengths_count_the_keys_that_a_mask_of_the_pattern_keeps(pattern: str, keys: int) -> None:
+    sizes = {BATCH: 5, LENGTH: keys}
+    lengths = sample(signature(IDS, COUNTS), sizes, pattern, np.random.default_rng(0))["sequence_lengths"]
+    assert (lengths.dtype, lengths.shape) == (np.int64, (5,))
+    assert lengths.min() >= 0
+    assert lengths.max() <= keys
+    wanted = {"none": [keys] * 5, "right": [max(1, keys * 2 // 3)] * 5}
+    if pattern in wanted:
+        assert lengths.tolist() == wanted[pattern]
+    else:
+        assert lengths[:-1].min() >= 1
+        assert (lengths[-1] == 0) == (pattern == "sample")
+        assert len(set(lengths.tolist())) > 1 or keys < 3
+
+
+@pytest.mark.parametrize("pattern", [name for name in MASKS if name != "row"])
+def test_segments_keep_what_a_mask_of_the_pattern_keeps_and_count_from_one(pattern: str) -> None:
+    numbers = sample(signature(IDS, SEGMENTS), {BATCH: 5, LENGTH: 31}, pattern, np.random.default_rng(0))["segment_ids"]
+    assert numbers.dtype == np.int64
+    assert numbers.min() >= 0
+    for row in numbers:
+        real = row[row != 0]
+        assert (np.diff(real) >= 0).all()  # each stands in one piece
+    assert max(len(set(row[row != 0])) for row in numbers) > 1
+    empty = (numbers != 0).any(1)
+    assert empty.tolist() == [True] * 4 + [pattern != "sample"]
+    if pattern in ("right", "left"):
+        mask = make_mask(KEY_MASK, (5, 31), pattern, np.random.default_rng(0))
+        np.testing.assert_array_equal(numbers != 0, mask != 0)
+    assert (numbers == 0).any() == (pattern != "none")
+
+
+def test_a_prefix_is_of_any_length_in_every_pattern() -> None:
+    for pattern in ("none", "sample"):
+        rng = np.random.default_rng(0)
+        found = sample(signature(IDS, PREFIX), {BATCH: 211, LENGTH: 5}, pattern, rng)["prefix_lengths"]
+        assert set(found.tolist()) == set(range(6))
+
+
+def test_takes_part_reads_masks_lengths_and_segments() -> None:
+    wanted = [[True, True, False], [False, False, False]]
+    np.testing.assert_array_equal(takes_part(COUNTS, np.array([2, 0]), 3), wanted)
+    np.testing.assert_array_equal(takes_part(SEGMENTS, np.array([[1, 2, 0], [0, 0, 0]]), 3), wanted)
+    np.testing.assert_array_equal(takes_part(KEY_MASK, np.array([[1, 1, 0], [0, 0, 0]]), 3), wanted)
+
+
+@pytest.mark.parametrize("spec", [COUNTS, SEGMENTS], ids=["lengths", "segments"])
+@pytest.mark.parametrize("pattern", ["none", "right", "ragged", "sample"])
+def test_pad_stands_where_lengths_and_segments_end(pattern: str, spec: TensorSpec) -> None:
+    ids = TensorSpec("input_ids", "int64", (BATCH, LENGTH), low=3, high=13, pad=5)
+    inputs = Case(pattern, 5, 31, {BATCH: 5, LENGTH: 31}).inputs(signature(ids, PREFIX, spec))
+    np.testing.assert_array_equal(inputs["input_ids"] != 5, takes_part(spec, inputs[spec.name], 31))
+
+
+# -------------------------------------------------------------------------------------- axes that are sums
+
+
+PAST, TOTAL = "past_sequence_length", "total_sequence_length"
+CACHED = Signature(
+    (
+        IDS,
+        TensorSpec("attention_mask", "int64", (BATCH, TOTAL), kind="mask"),
+        TensorSpec("past", "float32", (BATCH, 2, PAST, 3)),
+    ),
+    (TensorSpec("present", "float32", (BATCH, 2, TOTAL, 3)),),
+    {BATCH: (1, None), LENGTH: (1, 29), PAST: (0, None), TOTAL: (1, None)},
+    ("right", "left"),
+    {TOTAL: (PAST, LENGTH)},
+)
+
+
+def test_sums_are_no_axes_of_their_own() -> None:
+    assert CACHED.free_axes == [BATCH, LENGTH, PAST]
+    assert CACHED.complete({LENGTH: 3, PAST: 5}) == {LENGTH: 3, PAST: 5, TOTAL: 8}
+    assert CACHED.complete({LENGTH: 3, PAST: 5, TOTAL: 99})[TOTAL] == 8
+    assert signature(IDS).complete({LENGTH: 3}) == {LENGTH: 3}
+
+
+def test_every_case_of_the_grid_adds_up() -> None:
+    cases = list(grid(CACHED))
+    assert len({c.name for c in cases}) == len(cases) == 6 * 3 * 4
+    assert all(c.sizes[TOTAL] == c.sizes[PAST] + c.sizes[LENGTH] for c in cases)
+    assert {c.sizes[LENGTH] for c in cases} == {1, 2, 7, 29}
+    pasts = {c.sizes[PAST] for c in cases}
+    assert 0 in pasts  # nothing cached yet
+    assert len(pasts) > 2
+    for case in cases:
+        inputs = case.inputs(CACHED)
+        assert inputs["attention_mask"].shape == (case.batch, case.sizes[TOTAL])
+        assert inputs["past"].shape == (case.batch, 2, case.sizes[PAST], 3)
+
+
+def test_a_sum_may_be_of_outputs_alone() -> None:
+    plain = Signature((IDS, CACHED.inputs[2]), CACHED.outputs, CACHED.axes, (), CACHED.sums)
+    cases = list(grid(plain))
+    assert cases
+    assert all(c.sizes[TOTAL] == c.sizes[PAST] + c.sizes[LENGTH] for c in cases)
+    assert set(cases[0].inputs(plain)) == {"input_ids", "past"}
+
+
+def test_sums_are_read_from_a_manifest() -> None:
+    data = {
+        "inputs": [{"name": "x", "dtype": "float32", "axes": [BATCH, LENGTH]}],
+        "outputs": [{"name": "y", "dtype": "float32", "axes": [BATCH]}],
+        "axes": {
+            BATCH: {"min": 1, "max": None},
+            LENGTH: {"min": 1, "max": 29, "sum_of": []},
+            PAST: {"min": 0, "max": None, "sum_of": []},
+            TOTAL: {"min": 1, "max": None, "sum_of": [PAST, LENGTH]},
+        },
+        "padding": [],
+    }
+    read = Signature.read(data)
+    assert read.sums == {TOTAL: (PAST, LENGTH)}
+    assert not read.chunked
+    assert Signature.read(data | {"chunked": True}).chunked

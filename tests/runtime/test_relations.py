@@ -3,11 +3,17 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+import torch
 
+from isoformer.export.evidence import torch_runner
+from isoformer.export.graph import to_onnx
+from isoformer.models.families import attention
+from isoformer.runtime import Session
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.errors import InputError
-from isoformer.runtime.package import Signature, TensorSpec
+from isoformer.runtime.package import Package, Signature, TensorSpec
 from isoformer.runtime.parity import Comparison
 from isoformer.runtime.relations import ROWS, key_axis, relations
 
@@ -298,3 +304,200 @@ def test_every_bound_of_an_axis_is_kept(axis: str, low: int, high: int) -> None:
 
     assert failing(check(run, other(IDS, MASK, axes={axis: (low, high)}))) == set()
     assert all(low <= size <= high for size in sizes)
+
+
+# ------------------------------------------------------------------------------- lengths and segments
+
+
+LENGTHS = TensorSpec("sequence_lengths", "int64", (BATCH,), kind="lengths", along=LENGTH)
+SEGMENTS = TensorSpec("segment_ids", "int64", (BATCH, LENGTH), kind="segments")
+PREFIX = TensorSpec("prefix_lengths", "int64", (BATCH,), kind="prefix", along=LENGTH)
+
+
+def by_lengths(model: Run) -> Run:
+    """The model with its mask made of lengths."""
+
+    def run(inputs: Arrays) -> Arrays:
+        places = np.arange(inputs["input_ids"].shape[1])
+        return model(inputs | {"attention_mask": (places < inputs["sequence_lengths"][:, None]).astype(np.int64)})
+
+    return run
+
+
+def by_segments(model: Run) -> Run:
+    """The model with its mask made of segments, which it takes for one."""
+
+    def run(inputs: Arrays) -> Arrays:
+        return model(inputs | {"attention_mask": (inputs["segment_ids"] != 0).astype(np.int64)})
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("spec", "wrap", "padding"), [(LENGTHS, by_lengths, ("right",)), (SEGMENTS, by_segments, ("right", "left"))]
+)
+def test_lengths_and_segments_are_masks_to_every_relation(
+    spec: TensorSpec, wrap: Callable[[Run], Run], padding: tuple[str, ...]
+) -> None:
+    signature = other(IDS, spec, padding=padding)
+    assert key_axis(signature) == LENGTH
+    comparisons = check(wrap(masked_mean), signature)
+    assert failing(comparisons) == set()
+    cases = {c.case.rsplit("-", 1)[0] for c in comparisons}
+    assert cases == {*(f"alone-{row}" for row in range(ROWS)), *(f"padded-{side}" for side in padding), "content"}
+    for broken, name in ((mean_of_the_batch, "alone"), (mean_over_the_padding, "padded"), (mask_ignored, "content")):
+        assert name in failing(check(wrap(broken), signature))
+
+
+def test_lengths_count_from_the_left() -> None:
+    """So a signature that promises padding on the left as well does not keep it."""
+    cases = {c.case.rsplit("-", 1)[0] for c in check(by_lengths(masked_mean), other(IDS, LENGTHS)) if not c.passed}
+    assert cases == {"padded-left"}
+
+
+def test_a_prefix_masks_nothing() -> None:
+    def run(inputs: Arrays) -> Arrays:
+        assert (inputs["prefix_lengths"] <= inputs["input_ids"].shape[1]).all()
+        x = TABLE[inputs["input_ids"]]
+        return answer(x, x.mean(1) * inputs["prefix_lengths"][:, None])
+
+    assert key_axis(other(IDS, PREFIX)) is None
+    assert named(check(run, other(IDS, PREFIX))) == {"alone"}
+    assert failing(check(run, other(IDS, PREFIX))) == set()
+    assert key_axis(other(IDS, MASK, PREFIX)) == LENGTH
+
+
+# ------------------------------------------------------------------------------------------- chunks
+
+
+PAST, TOTAL = "past_sequence_length", "total_sequence_length"
+CACHED = Signature(
+    (
+        IDS,
+        TensorSpec("attention_mask", "int64", (BATCH, TOTAL), kind="mask"),
+        TensorSpec("past_key_values.0.key", "float64", (BATCH, PAST, 5)),
+    ),
+    (TensorSpec("tokens", "float64", (BATCH, LENGTH, 5)), TensorSpec("present.0.key", "float64", (BATCH, TOTAL, 5))),
+    {BATCH: (1, None), LENGTH: (1, 31), PAST: (0, None), TOTAL: (1, None)},
+    ("right", "left"),
+    {TOTAL: (PAST, LENGTH)},
+    chunked=True,
+)
+
+
+def causal_mean(inputs: Arrays, *, restart: bool = False, forget: bool = False, keep_all: bool = False) -> Arrays:
+    """The mean of the real tokens up to each, with positions that count them: obeys, unless told to err."""
+    new, past, mask = TABLE[inputs["input_ids"]], inputs["past_key_values.0.key"], inputs["attention_mask"]
+    queries, start = new.shape[1], past.shape[1]
+    counted = mask.cumsum(1)[:, start:] - (mask[:, :start].sum(1, keepdims=True) if restart else 0)
+    new = new + np.sin(counted)[..., None]
+    keys = np.concatenate([past * (not forget), new], 1)
+    seen = np.tril(np.ones((queries, start + queries)), start)[None] * mask[:, None]
+    if keep_all:
+        seen[..., :start] = 1
+    mean = seen @ keys / np.maximum(seen.sum(-1, keepdims=True), 1)
+    return {"tokens": mean + new, "present.0.key": keys}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_cache_that_keeps_everything_passes(seed: int) -> None:
+    comparisons = check(causal_mean, CACHED, seed)
+    assert failing(comparisons) == set()
+    cases = {c.case.rsplit("-", 1)[0] for c in comparisons}
+    assert cases >= {"chunks", "content", "padded-left", "padded-right"}
+    assert {c.output for c in comparisons if c.case.startswith("chunks")} >= {"tokens"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mistake", ["restart", "forget", "keep_all"])
+def test_a_cache_that_errs_fails_in_chunks_alone(mistake: str, seed: int) -> None:
+    """The whole sequence has no past, so no other relation can see it."""
+
+    def run(inputs: Arrays) -> Arrays:
+        return causal_mean(inputs, **{mistake: True})
+
+    assert failing(check(run, CACHED, seed)) == {"chunks"}
+
+
+def test_chunks_are_cut_and_go_through_the_cache() -> None:
+    pasts: list[int] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        pasts.append(inputs["past_key_values.0.key"].shape[1])
+        assert inputs["attention_mask"].shape[1] == pasts[-1] + inputs["input_ids"].shape[1]
+        return causal_mean(inputs)
+
+    for high in (2, 3, 31):
+        axes = CACHED.axes | {LENGTH: (2, high), PAST: (0, 0)}
+        pasts.clear()
+        comparisons = check(run, Signature(CACHED.inputs, CACHED.outputs, axes, (), CACHED.sums, chunked=True))
+        assert failing(comparisons) == set()
+        assert any(pasts), "never behind a past"
+
+
+def test_without_the_promise_there_are_no_chunks() -> None:
+    plain = Signature(CACHED.inputs, CACHED.outputs, CACHED.axes, CACHED.padding, CACHED.sums)
+    assert "chunks" not in named(check(causal_mean, plain))
+
+
+def test_the_keys_of_a_cache_are_a_sum_and_padding_is_of_the_sequence() -> None:
+    assert key_axis(CACHED) == LENGTH
+    sums = {TOTAL: (PAST, "other")}
+    two = Signature(CACHED.inputs, CACHED.outputs, CACHED.axes | {"other": (0, None)}, (), sums)
+    assert key_axis(two) is None  # neither part is the sequence
+
+
+# --------------------------------------------------------------------------- one attention layer, exported
+
+
+@pytest.fixture(scope="module")
+def layer(tmp_path_factory: pytest.TempPathFactory) -> tuple[attention.Model, Signature, Run]:
+    """The small attention layer: the module, its signature and its graph in ONNX Runtime."""
+    torch.manual_seed(0)
+    model, edge = attention.Model(attention.TINY).eval(), attention.signature(attention.TINY)
+    folder = tmp_path_factory.mktemp("layer")
+    ir.save(to_onnx(model, edge, 23), folder / "model.onnx")
+    plain = Signature.read(edge.to_dict())
+    return model, plain, Session(Package(folder, {}, plain)).run
+
+
+def check_layer(signature: Signature, run: Run) -> set[str]:
+    tolerances = {spec.name: 1e-5 for spec in signature.outputs}
+    comparisons = list(relations(signature, tolerances, run, "onnxruntime", np.random.default_rng(3)))
+    assert named(comparisons) == {"alone", "padded", "content", "chunks"}
+    return failing(comparisons)
+
+
+def test_the_exported_layer_obeys(layer: tuple[attention.Model, Signature, Run]) -> None:
+    _, signature, run = layer
+    assert check_layer(signature, run) == set()
+
+
+@pytest.mark.parametrize("name", ["past_key_values.0.key", "past_key_values.0.value"])
+def test_a_layer_that_loses_a_cached_vector_does_not(name: str, layer: tuple[attention.Model, Signature, Run]) -> None:
+    _, signature, run = layer
+
+    def lossy(inputs: Arrays) -> Arrays:
+        past = inputs[name].copy()
+        past[:, :, -1:] = 0
+        return run(inputs | {name: past})
+
+    assert "chunks" in check_layer(signature, lossy)
+
+
+@pytest.mark.parametrize("mistake", ["positions", "mask"])
+def test_a_layer_whose_positions_or_mask_restart_does_not(
+    mistake: str, layer: tuple[attention.Model, Signature, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, signature, _ = layer
+    edge = attention.signature(attention.TINY)
+    if mistake == "positions":
+        monkeypatch.setattr(model, "_positions", lambda _inputs, length: torch.arange(length)[None])
+    else:  # causality from the top left
+
+        def top_left(given: dict, queries: int, keys: int, **options: object) -> torch.Tensor:
+            del given, options
+            return torch.ones(queries, keys).tril().bool()[None, None]
+
+        monkeypatch.setattr(type(attention.TINY.masks), "build", lambda _self, *a, **kw: top_left(*a, **kw))
+    assert "chunks" in check_layer(signature, torch_runner(model, edge, torch.float32))

@@ -297,6 +297,81 @@ def test_any_input_gives_an_answer_or_one_line(session: Session, data: st.DataOb
     assert all(np.isfinite(value).all() for value in outputs.values())
 
 
+# ---------------------------------------------------------------- lengths, segments and axes that are sums
+
+
+PAST, LENGTH, TOTAL = "past_sequence_length", "sequence_length", "total_sequence_length"
+SUMS = {TOTAL: (PAST, LENGTH)}
+BOUNDS: dict[str, tuple[int, int | None]] = {"batch_size": (1, None), LENGTH: (1, 7), PAST: (0, 5), TOTAL: (1, None)}
+KINDS = {
+    spec.name: spec
+    for spec in (
+        TensorSpec("lengths", "int64", ("batch_size",), kind="lengths", along=LENGTH),  # before what gives the length
+        TensorSpec("total", "int64", ("batch_size",), kind="lengths", along=TOTAL),
+        TensorSpec("prefix", "int64", ("batch_size",), kind="prefix", along=TOTAL),
+        TensorSpec("segments", "int64", ("batch_size", LENGTH), kind="segments", default=1),
+        TensorSpec("x", "float32", ("batch_size", LENGTH, 3)),
+        TensorSpec("mask", "int64", ("batch_size", TOTAL), kind="mask", default=1),
+        TensorSpec("past", "float32", ("batch_size", PAST)),
+    )
+}
+
+
+def kinds(batch: int = 2, length: int = 3, past: int = 2) -> Arrays:
+    return {
+        "lengths": np.array([0, length]),
+        "total": np.array([past + length, 0]),
+        "prefix": np.array([0, past + length]),
+        "segments": np.array([[1] * length, [0] * (length - 1) + [9]]),
+        "x": np.zeros((batch, length, 3), np.float32),
+        "mask": np.ones((batch, past + length), np.int64),
+        "past": np.zeros((batch, past), np.float32),
+    }
+
+
+@pytest.mark.parametrize("past", [0, 1, 5])
+def test_every_kind_of_input_in_its_range(past: int) -> None:
+    inputs = kinds(past=past)
+    feeds = check_inputs(KINDS, BOUNDS, inputs, SUMS)
+    assert feeds.keys() == inputs.keys()
+    for name, value in inputs.items():
+        assert feeds[name] is value
+
+
+def test_a_default_along_a_sum_has_its_size() -> None:
+    inputs = kinds(past=2)
+    del inputs["mask"], inputs["segments"]
+    feeds = check_inputs(KINDS, BOUNDS, inputs, SUMS)
+    np.testing.assert_array_equal(feeds["mask"], np.ones((2, 5)))
+    np.testing.assert_array_equal(feeds["segments"], np.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lengths": np.array([0, 4])}, "lengths holds values from 0 to 4; they go from 0 to 3"),
+        ({"lengths": np.array([-1, 3])}, "lengths holds values from -1 to 3; they go from 0 to 3"),
+        ({"total": np.array([6, 0])}, "total holds values from 0 to 6; they go from 0 to 5"),
+        ({"prefix": np.array([6, 1])}, "prefix holds values from 1 to 6; they go from 0 to 5"),
+        ({"segments": np.array([[1, 2, -1]] * 2)}, "segments holds values from -1 to 2; they go from 0 up"),
+        ({"lengths": np.array([1.0, 2.0])}, "lengths has dtype float64; it is int64 (batch_size)"),
+        ({"lengths": np.array([True, False])}, "lengths has dtype bool; it is int64 (batch_size)"),
+        ({"lengths": np.array([[1, 2]])}, "lengths has 2 axes, (1, 2); it is int64 (batch_size)"),
+        ({"lengths": np.array([1])}, "total has batch_size 2, but an earlier input has 1"),
+        ({"segments": np.array([[1, 2]] * 2)}, "x has sequence_length 3, but an earlier input has 2"),
+        ({"mask": np.ones((2, 6), np.int64)}, "past_sequence_length 2 + sequence_length 3 is 5"),
+        ({"mask": np.ones((2, 4), np.int64)}, "total_sequence_length is 4; past_sequence_length 2"),
+        ({"past": np.zeros((2, 6), np.float32)}, "past has past_sequence_length 6; this model takes 5 at most"),
+    ],
+    ids=str,
+)
+def test_what_is_out_of_range_is_one_line(changes: Arrays, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_inputs(KINDS, BOUNDS, kinds() | changes, SUMS)
+    assert "\n" not in str(caught.value)
+    assert words in str(caught.value)
+
+
 # ----------------------------------------------------------------------------- threads and providers
 
 

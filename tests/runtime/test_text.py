@@ -4,14 +4,14 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from isoformer.runtime import InputError, PackageError, Session
-from isoformer.runtime.package import MANIFEST, sha256
+from isoformer.runtime.package import MANIFEST, Signature, TensorSpec, sha256
 from isoformer.runtime.text import BATCH_SIZE, TextEncoder, run_batches
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "zero", "one", "two", "three", "four"]
@@ -164,6 +164,38 @@ def test_tokenizer_without_a_padding_token(with_files: Callable[..., Session]) -
     encoder = TextEncoder(with_files(tokenizer(words)))
     assert encoder.special("pad", ("[PAD]", "<pad>")) is None
     assert encoder.pad_id == 0
+
+
+# -------------------------------------------------------------------------- lengths, segments, prefixes
+
+
+class Stub:
+    """A session that is asked for its signature and its package alone."""
+
+    def __init__(self, session: Session, *specs: TensorSpec) -> None:
+        old = session.signature
+        self.package = session.package
+        self.signature = Signature((old.inputs[0], *specs), old.outputs, old.axes, old.padding)
+
+
+def test_every_kind_of_mask_says_where_the_texts_end(session: Session) -> None:
+    batch, length = "batch_size", "sequence_length"
+    stub = Stub(
+        session,
+        TensorSpec("prefix_lengths", "int64", (batch,), kind="prefix", along=length),
+        TensorSpec("sequence_lengths", "int64", (batch,), kind="lengths", along=length),
+        TensorSpec("segment_ids", "int64", (batch, length), kind="segments"),
+        TensorSpec("attention_mask", "int64", (batch, 1, length, length), kind="mask"),
+    )
+    encoder = TextEncoder(cast(Session, stub))
+    inputs = encoder.inputs(encoder.encode(["one", "two three four"]))
+    assert list(inputs) == ["input_ids", "prefix_lengths", "sequence_lengths", "segment_ids", "attention_mask"]
+    assert {value.dtype for value in inputs.values()} == {np.dtype(np.int64)}
+    assert inputs["prefix_lengths"].tolist() == [0, 0]
+    assert inputs["sequence_lengths"].tolist() == [3, 5]
+    assert inputs["segment_ids"].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+    assert inputs["attention_mask"].shape == (2, 1, 5, 5)
+    np.testing.assert_array_equal(inputs["attention_mask"], np.repeat(inputs["segment_ids"][:, None, None], 5, 2))
 
 
 # ---------------------------------------------------------------------------------------- run_batches
