@@ -33,7 +33,7 @@ test: install assets
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: install assets
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --hypothesis-profile=slow
 
 lint: install
 	$(BIN)/ruff check

@@ -1,6 +1,5 @@
 """`torch.compile` and `torch.export` take attention as written, in one graph, with its sizes left open."""
 
-import shutil
 from itertools import product
 from typing import Any
 
@@ -130,10 +129,10 @@ def test_aot_autograd_traces_the_gradient(mask):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor calls a C++ compiler")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch's own parts
 @pytest.mark.parametrize(("mask", "options"), [("keys", "plain"), ("rank 4", "all")])
 def test_inductor_computes_the_same(mask, options):
+    """Needs a C++ compiler."""
     compiled = torch.compile(attend, fullgraph=True, dynamic=True)
     for sizes in SIZES[:2]:
         call = make_call(sizes, mask, options).to(torch.float64)

@@ -27,7 +27,17 @@ OUT = "attention_output"
 CONFIGS = {
     "inputs": family.Config(24, 4, 2, causal=True, mask_inputs=INPUTS, bias=False),
     "cached": family.Config(24, 4, 2, causal=True, cache=True, position_kind="rotary", qk_norm=True),
-    "window": family.Config(24, 4, 1, causal=True, cache=True, left_window=3, position_kind="alibi", scale=0.5),
+    "window": family.Config(
+        24,
+        4,
+        1,
+        causal=True,
+        cache=True,
+        left_window=3,
+        mask_inputs=("attention_mask", "segment_ids"),
+        position_kind="alibi",
+        scale=0.5,
+    ),
     "cross": family.Config(20, 2, cross=True, key_size=14, value_head_dim=7, mask_rank=3),
     "heads": family.Config(24, 4, 2, mask_rank=4, mask_heads=4, softcap=3.0, sinks=True),
 }

@@ -161,10 +161,8 @@ def test_chunks_behind_a_cache_are_one_pass(layer, data):
     held = {name: inputs[name] for name in (family.PAST_KEY, family.PAST_VALUE)}
     parts = []
     for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
-        chunk = {
-            family.HIDDEN: inputs[family.HIDDEN][:, start:stop],
-            "attention_mask": inputs["attention_mask"][:, :stop],
-        }
+        chunk = {name: inputs[name][:, :stop] for name in layer.config.mask_inputs}
+        chunk[family.HIDDEN] = inputs[family.HIDDEN][:, start:stop]
         outputs = layer.run(chunk | held)
         held = {family.PAST_KEY: outputs["present.0.key"], family.PAST_VALUE: outputs["present.0.value"]}
         parts.append(outputs[OUT])
