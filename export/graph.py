@@ -66,6 +66,7 @@ def to_onnx(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
         raise ExportError(f"opset {opset} is not supported; it goes from {OPSETS[0]} to {OPSETS[-1]}")
     samples = _samples(signature)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every torchvision operator that is absent
+    logging.getLogger("torch._guards").setLevel(logging.CRITICAL)  # it prints what the error says
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch's internals about each other
@@ -156,7 +157,7 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None and not isinstance(error, ExportError):
         error = error.__cause__
     text = " ".join(str(error).split())
-    if "Constraints violated" in text or "specialized" in text:
+    if any(words in text for words in ("Constraints violated", "specialized", "is inconsistent")):
         return (
             "an axis of the signature is not free in the model: the code compares it with another "
             f"size or treats one size specially ({text[:300]})"

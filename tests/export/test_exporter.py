@@ -5,14 +5,18 @@ import json
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
-from isoformer.export import ExportError, export, exporter, translations
+from isoformer.export import ExportError, checks, export, exporter, translations
+from isoformer.export.graph import to_onnx
 from isoformer.models.families import encoder
 from isoformer.models.signature import Axis, Signature, TensorSpec
-from isoformer.runtime import Session, load
+from isoformer.runtime import InputError, Session, load
+from isoformer.runtime.package import Package
+from isoformer.runtime.package import Signature as RuntimeSignature
 
 SIGNATURE = Signature(
     inputs=(TensorSpec("x", "float32", ("batch_size", "length", 3)),),
@@ -159,6 +163,90 @@ def test_axes_with_a_least_size_of_their_own(tmp_path):
     assert max(map(int, lengths)) == 17
     with pytest.raises(ValueError, match="least is 3"):
         Session(package).run({"x": np.zeros((1, 2, 3), np.float32)})
+
+
+class TestSums:
+    """Axes that are sums: past and new positions, and all of them."""
+
+    PAST, NEW, TOTAL = "past_length", "length", "total_length"
+
+    def signature(self, *, mask: bool = True, parts: tuple[str, ...] = (PAST, NEW), axis: str = TOTAL) -> Signature:
+        inputs = [
+            TensorSpec("x", "float32", ("batch_size", self.NEW, 3)),
+            TensorSpec("past", "float32", ("batch_size", self.PAST, 3)),
+        ]
+        if mask:
+            inputs.append(TensorSpec("mask", "int64", ("batch_size", self.TOTAL), kind="mask"))
+        output = TensorSpec("present", "float32", ("batch_size", axis, 3))
+        axes = {self.PAST: Axis(0), self.TOTAL: Axis(sum_of=parts)}
+        return Signature(tuple(inputs), (output,), axes=axes)
+
+    @staticmethod
+    def module(function) -> nn.Module:
+        class Present(nn.Module):
+            def forward(self, x, past, mask=None):
+                return function(x, past, mask)
+
+        return Present()
+
+    def edge(self, signature: Signature, function) -> list[list]:
+        graph = to_onnx(self.module(function), signature, 23)
+        assert checks.axes(graph, signature) == []
+        return [
+            [size if isinstance(size, int) else size.value for size in value.shape or ()]
+            for value in (*graph.graph.inputs, *graph.graph.outputs)
+        ]
+
+    @pytest.mark.parametrize("mask", [True, False])
+    def test_names_at_the_edge_are_the_signatures(self, mask):
+        signature = self.signature(mask=mask)
+        axes = self.edge(signature, lambda x, past, _mask: torch.cat([past, x], 1))
+        assert axes == [list(spec.axes) for spec in (*signature.inputs, *signature.outputs)]
+
+    def test_a_sum_that_comes_from_the_mask_alone_has_its_name_too(self):
+        axes = self.edge(self.signature(), lambda _x, _past, mask: mask[..., None].float().expand(-1, -1, 3) * 2)
+        assert axes[-1] == ["batch_size", self.TOTAL, 3]
+
+    def test_an_output_that_is_another_length_is_not_given_the_name(self):
+        """A position is lost, the new ones stand twice, or only one part is there."""
+
+        def function(x, past, _mask):
+            lost, twice = torch.cat([past[:, 1:], x], 1), torch.cat([past, x, x], 1)
+            return {"present": torch.cat([past, x], 1), "lost": lost, "twice": twice, "old": past * 2, "new": x * 2}
+
+        plain = self.signature()
+        names = ("present", "lost", "twice", "old", "new")
+        outputs = tuple(TensorSpec(name, "float32", plain.outputs[0].axes) for name in names)
+        signature = dataclasses.replace(plain, outputs=outputs)
+        findings = checks.axes(to_onnx(self.module(function), signature, 23), signature)
+        assert [finding.split()[1] for finding in findings] == ["lost", "twice", "old", "new"]
+        assert all(f.endswith(f"the signature says ['batch_size', '{self.TOTAL}', 3]") for f in findings)
+
+    def test_a_sum_of_others_than_the_model_adds_is_refused(self):
+        """The model adds the mask to past and new together; the signature says past and past."""
+        model = self.module(lambda x, past, mask: torch.cat([past, x], 1) * mask[..., None])
+        with pytest.raises(ExportError, match="an axis of the signature is not free in the model") as caught:
+            to_onnx(model, self.signature(parts=(self.PAST, self.PAST)), 23)
+        assert "\n" not in str(caught.value)
+
+    def test_a_model_that_asks_for_another_sum_is_refused(self):
+        model = self.module(lambda x, past, mask: torch.cat([past, x, x], 1) * mask[..., None])
+        with pytest.raises(ExportError, match="an axis of the signature is not free in the model"):
+            to_onnx(model, self.signature(), 23)
+
+    def test_the_graph_runs_with_any_past(self, tmp_path):
+        graph = to_onnx(
+            self.module(lambda x, past, mask: torch.cat([past, x], 1) * mask[..., None]), self.signature(), 23
+        )
+        ir.save(graph, tmp_path / "model.onnx")
+        session = Session(Package(tmp_path, {}, RuntimeSignature.read(self.signature().to_dict())))
+        for past in (0, 1, 5):
+            x, cached = np.full((2, 3, 3), 2, np.float32), np.ones((2, past, 3), np.float32)
+            inputs = {"x": x, "past": cached, "mask": np.ones((2, past + 3), np.int64)}
+            np.testing.assert_array_equal(session.run(inputs)["present"], np.concatenate([cached, x], 1))
+            words = f"total_length is {past + 2}; past_length {past} \\+ length 3 is {past + 3}"
+            with pytest.raises(InputError, match=words):
+                session.run(inputs | {"mask": np.ones((2, past + 2), np.int64)})
 
 
 def test_the_manifest_is_plain_json(tiny_package):
