@@ -117,7 +117,9 @@ def signature(config: Config) -> Signature:
         PAST: Axis(0, config.max_positions),
         TOTAL: Axis(sum_of=(PAST, LENGTH)),
     }
-    return Signature(tuple(inputs), tuple(outputs), axes=axes, chunked=True)
+    # Frequencies that grow with the sequence would turn cached keys again.
+    chunked = not isinstance(config.rotary_scaling, positions.DynamicNTKScaling)
+    return Signature(tuple(inputs), tuple(outputs), axes=axes, chunked=chunked)
 
 
 def task(_config: Config) -> dict[str, Any]:
