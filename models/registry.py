@@ -1,7 +1,7 @@
 """The families: a file in `families/` is a family, and its name is the file's.
 
 Each file gives: `Config` (frozen dataclass), `Model(config)`, `signature(config)`,
-`task(config)` (what the runtime does with it, JSON data with a "name") and `TINY`, a small Config.
+`task(config)` (what the runtime does with it, JSON data with a "name", or None) and `TINY`, a small Config.
 """
 
 import importlib
