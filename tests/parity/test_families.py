@@ -50,7 +50,8 @@ def test_sizes_that_no_sample_had(package):
     session = Session(found)
     reference, float32 = (torch_runner(model, signature, dtype) for dtype in (torch.float64, torch.float32))
     for batch, length in ((3, 13), (4, 37), (7, 5)):
-        sizes = dict.fromkeys(found.signature.axes, length) | {"batch_size": batch}
+        sizes = dict.fromkeys(found.signature.free_axes, length) | {"batch_size": batch}
+        sizes = found.signature.complete(sizes)
         inputs = sample(found.signature, sizes, "ragged", np.random.default_rng(length))
         expected, torch_outputs, outputs = reference(inputs), float32(inputs), session.run(inputs)
         for name, value in expected.items():
