@@ -20,6 +20,8 @@ MASKS = {
     "sample": "one sequence without any key",
 }
 BATCH_AXIS = "batch_size"
+# From so many parameters on, a grid of the sizes above would take the better part of an hour.
+LARGE = 120_000_000
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,6 +43,11 @@ class Case:
         """The case's inputs; the same seed makes the same arrays."""
         rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
         return sample(signature, self.sizes, self.mask, rng)
+
+
+def extent(parameters: int) -> tuple[Sequence[int], Sequence[int]]:
+    """The batches and lengths of the grid of a model of that size: all of them, or the small ones of a large model."""
+    return (BATCHES, LENGTHS) if parameters < LARGE else (BATCHES[:2], LENGTHS[:-1])
 
 
 def mask_patterns(signature: Signature) -> list[str]:

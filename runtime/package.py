@@ -148,6 +148,7 @@ def _check_records(file: Path, manifest: dict[str, Any], signature: Signature) -
                 tuple(case[spec.name]["shape"])
                 float(case[spec.name]["bound"])
         dict(manifest["task"] or {})
+        int(manifest["parameters"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackageError(f"{file}: its parity records or its task cannot be read ({error!r})") from None
 

@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoformer.runtime.cases import BATCHES, LENGTHS, MASKS, Case, grid, make_mask, mask_patterns, sample, takes_part
+from isoformer.runtime.cases import (
+    BATCHES,
+    LARGE,
+    LENGTHS,
+    MASKS,
+    Case,
+    extent,
+    grid,
+    make_mask,
+    mask_patterns,
+    sample,
+    takes_part,
+)
 from isoformer.runtime.package import Signature, TensorSpec
 
 BATCH, LENGTH = "batch_size", "sequence_length"
@@ -354,3 +366,8 @@ def test_sums_are_read_from_a_manifest() -> None:
     assert read.sums == {TOTAL: (PAST, LENGTH)}
     assert not read.chunked
     assert Signature.read(data | {"chunked": True}).chunked
+
+
+def test_large_models_have_a_smaller_grid():
+    assert extent(LARGE - 1) == (BATCHES, LENGTHS)
+    assert extent(LARGE) == ((1, 2), (1, 2, 7, 31, 128))
