@@ -93,7 +93,8 @@ def to_onnx(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
     calls = sum(node.target is translations.SDPA for node in traced)
     _name_sums(graph, signature)
     apply_all(graph)
-    if opset >= 23 and attention_calls(graph) != calls:
+    # Two calls that compute the same may have become one.
+    if opset >= 23 and not bool(calls) <= attention_calls(graph) <= calls:
         raise ExportError(f"{calls} calls of attention became {attention_calls(graph)} Attention nodes")
     return graph
 

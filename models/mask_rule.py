@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from isoformer.models import masks
+from isoformer.models.positions import count_real
 from isoformer.models.signature import TensorSpec
 
 INPUTS = ("attention_mask", "sequence_lengths", "segment_ids", "prefix_lengths")
@@ -21,7 +22,8 @@ class MaskRule:
         segment_ids        (B, Lk): sequences packed into a row, numbered from 1; 0 is padding
         prefix_lengths     (B,): so many first keys are seen by every query, in spite of `causal`
 
-    left_window, right_window: how many keys before and after itself a query sees; None is no limit.
+    left_window, right_window: how many keys before and after itself a query sees; None is no limit. They count
+    the tokens of a two-axis attention_mask, and places elsewhere.
 
     Raises ValueError for an unknown input, a rank that is not 2, 3 or 4, a negative window, and
     prefix_lengths without causal.
@@ -87,5 +89,6 @@ class MaskRule:
             parts.append(masks.causal(query_length, key_length, device))
         if self.left_window is not None or self.right_window is not None:
             window = (self.left_window, self.right_window)
-            parts.append(masks.sliding_window(query_length, key_length, *window, device))
+            counted = count_real(attention_mask) if attention_mask is not None and self.rank == 2 else None
+            parts.append(masks.sliding_window(query_length, key_length, *window, device, positions=counted))
         return masks.combine(*parts)

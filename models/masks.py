@@ -134,9 +134,11 @@ def sliding_window(
     device: torch.device | None = None,
     *,
     offset: Tensor | int | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """(1 or B, 1, Lq, Lk): each query sees itself, `left` keys before it and `right` after it; None is no limit.
 
+    positions: of the keys (B, Lk), where they are not their places, see `distance`.
     A "window of W" in the papers on causal models counts the query itself: left = W - 1.
 
     Raises ValueError when a limit is negative.
@@ -144,7 +146,7 @@ def sliding_window(
     for side, size in (("left", left), ("right", right)):
         if size is not None and size < 0:
             raise ValueError(f"the window reaches {size} keys to the {side}; it must be at least 0")
-    behind = distance(query_length, key_length, device, offset=offset)
+    behind = distance(query_length, key_length, device, offset=offset, positions=positions)
     inside = torch.ones_like(behind, dtype=torch.bool)
     if left is not None:
         inside = inside & (behind <= left)
@@ -172,12 +174,25 @@ def segments(query_segments: Tensor, key_segments: Tensor | None = None, *, padd
 
 
 def distance(
-    query_length: int, key_length: int, device: torch.device | None = None, *, offset: Tensor | int | None = None
+    query_length: int,
+    key_length: int,
+    device: torch.device | None = None,
+    *,
+    offset: Tensor | int | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """(1 or B, 1, Lq, Lk): how many positions each key stands behind its query; negative: ahead of it.
 
-    Raises ValueError when an offset that is a tensor is not (B,).
+    positions: of the keys (B, Lk), the last Lq of which are the queries' own. Where padding stands between
+    the tokens of a cache, their places are further apart than the tokens are.
+
+    Raises ValueError when an offset that is a tensor is not (B,), and for positions beside an offset.
     """
+    if positions is not None:
+        if offset is not None:
+            raise ValueError(f"positions {tuple(positions.shape)} say where the queries stand; offset is too much")
+        queries = positions.narrow(1, key_length - query_length, query_length)
+        return (queries[:, :, None] - positions[:, None, :])[:, None]
     rows = torch.arange(query_length, device=device)
     if isinstance(offset, Tensor):
         if offset.ndim != 1:

@@ -415,19 +415,21 @@ def alibi(
     key_length: int,
     *,
     offset: Tensor | int | None = None,
+    positions: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Tensor:
     """(1 or B, H, Lq, Lk): -slope * |distance of key and query|, a bias for the scores.
 
-    offset: position of query row 0, a number or (B,); Lk - Lq unless given. (Code that adds slope * key
+    offset: position of query row 0, a number or (B,); Lk - Lq unless given. positions: of the keys (B, Lk)
+    instead, see `masks.distance`. (Code that adds slope * key
     position instead, BLOOM's for one, differs by one number a row under a causal mask: same weights.)
 
     Raises ValueError when num_heads is below 1.
 
     Press et al. 2021, https://arxiv.org/abs/2108.12409, section 3.
     """
-    behind = masks.distance(query_length, key_length, device, offset=offset)
+    behind = masks.distance(query_length, key_length, device, offset=offset, positions=positions)
     slopes = alibi_slopes(num_heads).to(behind.device, _at_least_float32(dtype))
     return (behind.abs() * -slopes[:, None, None]).to(dtype)
 
@@ -470,9 +472,18 @@ class RelativeBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_buckets, num_heads).normal_(std=0.02))
         self.register_buffer("buckets", torch.tensor(ahead + behind), persistent=False)  # -max_distance … max_distance
 
-    def forward(self, query_length: int, key_length: int, *, offset: Tensor | int | None = None) -> Tensor:
-        """(1 or B, H, Lq, Lk); offset: position of query row 0, a number or (B,); Lk - Lq unless given."""
-        behind = masks.distance(query_length, key_length, self.weight.device, offset=offset).squeeze(1)
+    def forward(
+        self,
+        query_length: int,
+        key_length: int,
+        *,
+        offset: Tensor | int | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """(1 or B, H, Lq, Lk); offset: position of query row 0, a number or (B,), Lk - Lq unless given;
+        positions: of the keys (B, Lk) instead, see `masks.distance`."""
+        where = {"offset": offset, "positions": positions}
+        behind = masks.distance(query_length, key_length, self.weight.device, **where).squeeze(1)
         by_distance = F.embedding(self.buckets, self.weight)  # (2 * max_distance + 1, H)
         rows = behind.clamp(-self.max_distance, self.max_distance) + self.max_distance  # (1 or B, Lq, Lk)
         return F.embedding(rows, by_distance).permute(0, 3, 1, 2)

@@ -4,8 +4,10 @@
     Concat(past_value, v) → present_value ├ Attention(q, …)    becomes    Attention(q, k, v, mask, past_key, past_value)
                                       ┘
 
-Case 1: key and value are both a Concat of two along the lengths, and nothing else reads the first: rewritten.
-Case 2: anything else: left alone.
+Case 1: key and value are both a Concat of two along the lengths that the graph gives out, and no other node
+        reads them: rewritten.
+Case 2: anything else, such as learned keys in front of the others: left alone. ONNX Runtime takes no past
+        whose present nobody wants.
 """
 
 import onnx_ir as ir
@@ -49,4 +51,5 @@ def _concat(value: ir.Value | None) -> ir.Node | None:
     node = value.producer() if value is not None else None
     if value is None or node is None or node.op_type != "Concat" or len(node.inputs) != 2 or not _is_rank_4(value):
         return None
-    return node if node.attributes["axis"].as_int() in (2, -2) and len(list(value.uses())) == 1 else None
+    alone = len(list(value.uses())) == 1 and value.is_graph_output()
+    return node if alone and node.attributes["axis"].as_int() in (2, -2) else None

@@ -4,7 +4,7 @@
 
 Case 1: the halves are all of x's last axis.
 Case 2: a last part of x passes through: Concat(the above, rest) becomes RotaryEmbedding(rotary_embedding_dim).
-Case 3: below opset 23, or the angles are not one row for each row of the batch: left alone.
+Case 3: below opset 23, or the angles are not one row for each token of each row of the batch: left alone.
 """
 
 from dataclasses import dataclass
@@ -51,10 +51,17 @@ def _match(node: ir.Node) -> Rotation | None:
     x, half = left[0], left[2]
     if left[1:] != (0, half) or right[1:3] != (half, 2 * half) or x.shape is None or len(x.shape) != 4:
         return None
-    if any(table.shape is None or len(table.shape) != 4 or table.shape[0] != x.shape[0] for table in (cos, sin)):
+    batch, length = x.shape[0], x.shape[2]
+    if any(table.shape is None or not _same(table.shape, (batch, 1, length, half)) for table in (cos, sin)):
         return None
     last = _whole(node, x, half)
     return None if last is None else Rotation(x, cos, sin, half, last)
+
+
+def _same(shape: ir.Shape, wanted: tuple[object, ...]) -> bool:
+    """Whether the sizes are those; two that nobody knows are not."""
+    known = all(isinstance(size, int) or size.value for size in shape)
+    return known and len(shape) == len(wanted) and all(a == b for a, b in zip(shape, wanted, strict=True))
 
 
 def _whole(node: ir.Node, x: ir.Value, half: int) -> ir.Node | None:

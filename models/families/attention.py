@@ -24,7 +24,7 @@ class Config:
 
     cross: queries attend to another sequence, `key_size` wide. cache: earlier keys and values go in
     and come out. Positions by their rule: rotary counts the real tokens of a two-axis
-    attention_mask, and places elsewhere; alibi and relative (T5) are biases by distance in places.
+    attention_mask, and places elsewhere; alibi and relative (T5) are biases by distances counted so.
     """
 
     hidden_size: int
@@ -128,8 +128,8 @@ def _ignored_padding(config: Config) -> tuple[Literal["right", "left"], ...]:
 
 
 def _counts_tokens(config: Config) -> bool:
-    """Whether rotary positions count the tokens of attention_mask, not places."""
-    return config.mask_rank == 2 and "attention_mask" in config.mask_inputs
+    """Whether positions count the tokens of attention_mask, not places."""
+    return not config.cross and config.mask_rank == 2 and "attention_mask" in config.mask_inputs
 
 
 def _grows(config: Config) -> bool:
@@ -173,7 +173,7 @@ class Model(nn.Module):
             source,
             source,
             mask,
-            bias=self._bias(query_length, key_length, hidden_states),
+            bias=self._bias(inputs, query_length, key_length, hidden_states),
             positions=self._positions(inputs, query_length),
             cache=past,
             need_weights=self.config.output_attentions,
@@ -187,16 +187,20 @@ class Model(nn.Module):
 
     def _positions(self, inputs: dict[str, Tensor], query_length: int) -> Tensor | None:
         """(B, Lq) of the queries; None where they count places."""
-        if self.config.position_kind != "rotary" or not _counts_tokens(self.config):
+        counted = self._counted(inputs)
+        if self.config.position_kind != "rotary" or counted is None:
             return None
-        counted = positions.count_real(inputs["attention_mask"])  # (B, P + Lq)
         return counted.narrow(1, counted.shape[1] - query_length, query_length)
 
-    def _bias(self, query_length: int, key_length: int, x: Tensor) -> Tensor | None:
+    def _counted(self, inputs: dict[str, Tensor]) -> Tensor | None:
+        """(B, P + Lq) positions that count the tokens of a two-axis attention_mask; None where places count."""
+        return positions.count_real(inputs["attention_mask"]) if _counts_tokens(self.config) else None
+
+    def _bias(self, inputs: dict[str, Tensor], query_length: int, key_length: int, x: Tensor) -> Tensor | None:
+        lengths, counted = (query_length, key_length), self._counted(inputs)
         if self.config.position_kind == "alibi":
-            heads = self.config.num_heads
-            return positions.alibi(heads, query_length, key_length, dtype=x.dtype, device=x.device)
-        return self.relative(query_length, key_length) if self.relative is not None else None
+            return positions.alibi(self.config.num_heads, *lengths, positions=counted, dtype=x.dtype, device=x.device)
+        return self.relative(*lengths, positions=counted) if self.relative is not None else None
 
 
 def _layer(config: Config) -> MultiHeadAttention:

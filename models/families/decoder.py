@@ -185,11 +185,14 @@ class Model(nn.Module):
 
     def _masks(self, attention_mask: Tensor, query_length: int, key_length: int) -> dict[int | None, Tensor]:
         """Window → (B, 1, Lq, Lk), each window's mask once."""
-        real, device = masks.padding(attention_mask), attention_mask.device
+        real, counted = masks.padding(attention_mask), positions.count_real(attention_mask)
+        causal = masks.causal(query_length, key_length, attention_mask.device)
         result = {}
         for window in dict.fromkeys(self.config.windows):
-            left = None if window is None else window - 1
-            result[window] = real & masks.sliding_window(query_length, key_length, left, 0, device)
+            result[window] = real & causal
+            if window is not None:  # of tokens, whatever padding stands between them
+                near = masks.sliding_window(query_length, key_length, window - 1, None, positions=counted)
+                result[window] = result[window] & near
         return result
 
 

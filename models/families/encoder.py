@@ -245,7 +245,9 @@ class Embeddings(nn.Module):
         self, input_ids: Tensor, real: Tensor, token_type_ids: Tensor | None, segment_ids: Tensor | None = None
     ) -> Tensor:
         if self.rule == "mask":
-            where = positions.count_real(real) if segment_ids is None else positions.count_in_segments(segment_ids)
+            where = (
+                positions.count_real(real) if segment_ids is None else positions.count_in_segments(segment_ids * real)
+            )
         elif self.rule == "tokens":
             where = positions.count_not_pad(input_ids, self.pad)  # (B, L)
         else:

@@ -57,10 +57,14 @@ def one_by_one(rule: MaskRule, inputs: dict[str, Tensor], query_length: int = LQ
         if rule.causal:
             prefix = values["prefix_lengths"][b] if "prefix_lengths" in values else 0
             taken = taken and (j <= at or j < prefix)
+        behind = at - j
+        if "attention_mask" in values and rule.rank == 2:  # windows count tokens
+            tokens = [max(0, sum(values["attention_mask"][b][: k + 1]) - 1) for k in range(LK)]
+            behind = tokens[at] - tokens[j]
         if rule.left_window is not None:
-            taken = taken and at - j <= rule.left_window
+            taken = taken and behind <= rule.left_window
         if rule.right_window is not None:
-            taken = taken and j - at <= rule.right_window
+            taken = taken and -behind <= rule.right_window
         seen[b, h, i, j] = taken
     return seen
 

@@ -71,7 +71,8 @@ class Layer:
     @property
     def by_place(self) -> bool:
         """Whether distances count places, so that padding between two tokens moves them apart."""
-        return self.config.left_window is not None or self.config.position_kind in ("alibi", "relative")
+        by_distance = self.config.left_window is not None or self.config.position_kind in ("alibi", "relative")
+        return by_distance and ("attention_mask" not in self.config.mask_inputs or self.config.mask_rank != 2)
 
     @cached_property
     def signature(self) -> Signature:

@@ -56,6 +56,7 @@ def test_cache_goes_into_the_operator(past: int, length: int) -> None:
     [
         ("Concat <axis = 2> (past_value, v)", "Concat <axis = 2> (past_value, v, v)"),
         ("Concat <axis = 2> (past_value, v)", "Identity (past_value)"),
+        (", float[B,3,T,7] present_value)", ")"),
         ("y = Attention", "extra = Relu (present_key)\n    y = Attention"),
         ("mask) => (", "mask) => (float[B,3,T,5] extra, "),
     ],

@@ -33,6 +33,10 @@ class Turn(nn.Module):
             return torch.cat((b * cos - a * sin, a * cos + b * sin), -1)
         if self.twist == "one row of angles":
             cos, sin = cos[:1], sin[:1]
+        if self.twist == "angles of each head":
+            cos, sin = (table * torch.tensor([1.0, 2.0, 3.0])[:, None, None] for table in (cos, sin))
+        if self.twist == "one token's angles":
+            cos, sin = cos[:, :, :1], sin[:, :, :1]
         return positions.rotate(x, cos, sin, interleaved=self.rotary.interleaved)
 
 
@@ -75,6 +79,8 @@ def test_half_layout_is_one_operator_from_opset_23(rotary_dim):
         (Turn("conjugate"), 23),
         (Turn("other half"), 23),
         (Turn("one row of angles"), 23),
+        (Turn("angles of each head"), 23),
+        (Turn("one token's angles"), 23),
     ],
 )
 def test_anything_else_is_left_alone(module, opset):

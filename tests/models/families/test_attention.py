@@ -116,8 +116,14 @@ def by_hand(model: Model, given: dict[str, Tensor]) -> dict[str, Tensor]:
         v = torch.cat([given["past_key_values.0.value"], v], 2)
     lq, lk = q.shape[2], k.shape[2]
     mask = c.masks.build(given, lq, lk, prefix="encoder_" if c.cross else "")
-    bias = positions.alibi(c.num_heads, lq, lk, dtype=x.dtype) if c.position_kind == "alibi" else None
-    bias = model.relative(lq, lk) if model.relative is not None else bias
+    bias = None
+    tokens = (given.get("attention_mask", torch.ones(B, lk)).cumsum(1) - 1).clamp(min=0).long()  # (B, Lk)
+    behind = tokens[:, lk - lq :, None] - tokens[:, None, :]  # counted in tokens, not in places
+    if c.position_kind == "alibi":
+        bias = -positions.alibi_slopes(c.num_heads).to(x.dtype)[:, None, None] * behind.abs()[:, None]
+    if model.relative is not None:
+        line = model.relative(1, 199, offset=99)[0, :, 0].flip(-1)  # of distances -99 … 99
+        bias = line[:, behind + 99].transpose(0, 1)
     options = {"scale": c.scale, "softcap": c.softcap, "sinks": layer.sinks, "bias": bias}
     out, shares = attend_with_weights(q, k, v, mask, **options)
     result = {"attention_output": layer.out_linear(out.transpose(1, 2).flatten(2))}
@@ -346,3 +352,45 @@ def test_a_model_refuses_what_its_parts_refuse(options, named):
 def test_a_mask_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match="mask has shape"):
         build(config())(hidden_states=torch.zeros(B, L, E).double(), attention_mask=torch.ones(shape))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"left_window": 2, "position_kind": "rotary"},
+        {"position_kind": "alibi"},
+        {"position_kind": "relative"},
+        {"position_kind": "rotary", "sinks": True, "softcap": 5.0},
+    ],
+)
+def test_ragged_chunks_behind_a_cache_equal_each_row_alone(side, changes):
+    """Three rows that grow by other numbers of tokens in each chunk, so that padding stands between their tokens."""
+    torch.manual_seed(3)
+    config = Config(24, 4, 2, causal=True, cache=True, **changes)
+    model = Model(config).double().eval()
+    steps = [[3, 1, 4], [1, 2, 2], [4, 1, 1]]
+    rows = [torch.randn(sum(step[row] for step in steps), 24, dtype=torch.float64) for row in range(3)]
+
+    def run(x, mask, key, value):
+        past = {"past_key_values.0.key": key, "past_key_values.0.value": value}
+        return model(x, attention_mask=mask, **past)
+
+    def empty(batch):
+        return torch.zeros(batch, 2, 0, 6, dtype=torch.float64)
+
+    alone = [run(row[None], torch.ones(1, len(row)), empty(1), empty(1))["attention_output"][0] for row in rows]
+    key, value, mask, done = empty(3), empty(3), torch.zeros(3, 0), [0, 0, 0]
+    for step in steps:
+        width = max(step)
+        x, real = torch.randn(3, width, 24, dtype=torch.float64), torch.zeros(3, width)
+        places = [slice(0, n) if side == "right" else slice(width - n, width) for n in step]
+        for row, (place, n) in enumerate(zip(places, step, strict=True)):
+            x[row, place], real[row, place] = rows[row][done[row] : done[row] + n], 1
+        mask = torch.cat([mask, real], 1)
+        out = run(x, mask, key, value)
+        key, value = out["present.0.key"], out["present.0.value"]
+        for row, (place, n) in enumerate(zip(places, step, strict=True)):
+            wanted = alone[row][done[row] : done[row] + n]
+            torch.testing.assert_close(out["attention_output"][row, place], wanted, rtol=0, atol=1e-13)
+            done[row] += n
