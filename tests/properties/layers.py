@@ -114,7 +114,11 @@ class Layer:
         for b, h, i, j in np.ndindex(*seen.shape):
             at = i + keys - queries
             later = c.causal and j > at and not ("prefix_lengths" in given and j < given["prefix_lengths"][b])
-            hidden = later or (c.left_window is not None and at - j > c.left_window)
+            behind = at - j
+            if "attention_mask" in given and c.mask_rank == 2:  # windows count tokens
+                row = given["attention_mask"][b]
+                behind = max(0, row[: at + 1].sum() - 1) - max(0, row[: j + 1].sum() - 1)
+            hidden = later or (c.left_window is not None and behind > c.left_window)
             if "attention_mask" in given:
                 place = {2: (b, j), 3: (b, i, j), 4: (b, h, i, j)}[c.mask_rank]
                 hidden = hidden or not given["attention_mask"][place]
