@@ -22,7 +22,7 @@ CALLS = 1000
 
 def main() -> None:
     session = Session(Path(sys.argv[1]))
-    bare = session._ort
+    bare = session.inference
     names = [spec.name for spec in session.signature.outputs]
     for batch, length in ((1, 16), (1, 128)):
         sizes = dict.fromkeys(session.signature.axes, length) | {BATCH_AXIS: batch}

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -56,7 +56,7 @@ def _checkpoint(path: Path, task: str | None, options: list[str]) -> Source:
         family.signature(config),
         family.task(config),
         found.files,
-        {"family": found.family, "config": asdict(config), "source": found.source},
+        {"family": found.family, "config": _recorded(config), "source": found.source},
         (*unused, *found.notes),
     )
 
@@ -64,8 +64,17 @@ def _checkpoint(path: Path, task: str | None, options: list[str]) -> Source:
 def _family(name: str, task: str | None, options: list[str]) -> Source:
     family = registry.load(name)
     config = configured(family.TINY, [*([f"task={task}"] if task else []), *options])
-    provenance = {"family": name, "config": asdict(config), "source": {"name": name, "weights": "random"}}
+    provenance = {"family": name, "config": _recorded(config), "source": {"name": name, "weights": "random"}}
     return Source(family.Model(config).eval(), family.signature(config), family.task(config), (), provenance)
+
+
+def _recorded(config: Any) -> dict[str, Any]:
+    """The configuration for the manifest; a part that is a dataclass of its own carries its name as "kind"."""
+    record = asdict(config)
+    for field in fields(config):
+        if is_dataclass(part := getattr(config, field.name)):
+            record[field.name]["kind"] = type(part).__name__
+    return record
 
 
 def _callable(name: str, task: str | None, options: list[str]) -> Source:

@@ -6,6 +6,7 @@ Letters used in shape comments here and in every other file:
     D size of a query or key head   V size of a value head   E hidden size   P cached length
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,8 +54,9 @@ def attend(
     if softcap is not None or sinks is not None:
         return attend_with_weights(query, key, value, mask, scale=scale, bias=bias, softcap=softcap, sinks=sinks)[0]
     _check_shapes(query, key, value)
+    _check_numbers(scale, softcap)
     grouped = True if key.shape[1] != query.shape[1] else False  # noqa: SIM210  bool() stays open where compiled
-    full = _mask_and_bias(query, key, mask, bias)
+    full = _mask_and_bias(query, key, mask, bias, query.dtype)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=full, scale=scale, enable_gqa=grouped)
 
 
@@ -90,17 +92,16 @@ def scores(
     Arguments as in `attend`. Computed and returned in float32 at least, where float16 would overflow.
     """
     _check_shapes(query, key, key)
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap is {softcap}; it must be positive")
+    _check_numbers(scale, softcap)
     wide = torch.promote_types(query.dtype, torch.float32)
     scaled = query.to(wide) * (query.shape[3] ** -0.5 if scale is None else scale)
-    full = _mask_and_bias(query, key, mask, bias)
+    full = _mask_and_bias(query, key, mask, bias, wide)
     result = scaled @ _for_heads(key, query.shape[1]).to(wide).transpose(2, 3)  # (B, H, Lq, Lk)
     if softcap is not None:
         result = softcap * torch.tanh(result / softcap)
     if full is None:
         return result
-    return result.masked_fill(~full, float("-inf")) if full.dtype == torch.bool else result + full.to(wide)
+    return result.masked_fill(~full, float("-inf")) if full.dtype == torch.bool else result + full
 
 
 def weights(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
@@ -165,23 +166,21 @@ class MultiHeadAttention(nn.Module):
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
-        if head_dim is None and hidden_size % num_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}; give head_dim")
+        key_size = hidden_size if key_size is None else key_size
+        if key_size < 1:
+            raise ValueError(f"key_size is {key_size}; it must be at least 1")
+        check_heads(hidden_size, num_heads, num_kv_heads, head_dim)
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
         self.value_head_dim = self.head_dim if value_head_dim is None else value_head_dim
-        if self.head_dim < 1 or self.value_head_dim < 1:
-            raise ValueError(f"head_dim {self.head_dim} and value_head_dim {self.value_head_dim} must be at least 1")
-        if softcap is not None and softcap <= 0:
-            raise ValueError(f"softcap is {softcap}; it must be positive")
+        if self.value_head_dim < 1:
+            raise ValueError(f"value_head_dim is {self.value_head_dim}; it must be at least 1")
+        _check_numbers(scale, softcap)
         if rotary is not None and rotary.head_dim != self.head_dim:
             raise ValueError(f"rotary is for heads of {rotary.head_dim}, the layer has heads of {self.head_dim}")
         self.scale = scale
         self.softcap = softcap
-        key_size = hidden_size if key_size is None else key_size
         self.query_linear = nn.Linear(hidden_size, num_heads * self.head_dim, bias=bias)
         self.key_linear = nn.Linear(key_size, num_kv_heads * self.head_dim, bias=bias)
         self.value_linear = nn.Linear(key_size, num_kv_heads * self.value_head_dim, bias=bias)
@@ -224,8 +223,19 @@ class MultiHeadAttention(nn.Module):
         of queries and keys alike, or what its `cos_sin` makes of them, which serves every layer; they
         count on from the cache unless given.
 
-        Raises ValueError for rotary positions where queries and keys are not the same sequence.
+        Raises ValueError for widths that are not the layer's, for rotary positions where queries and keys
+        are not the same sequence, and for positions without rotary or of another shape.
         """
+        inputs = (
+            ("query", query, self.query_linear),
+            ("key", key, self.key_linear),
+            ("value", value, self.value_linear),
+        )
+        for name, x, linear in inputs:
+            if x.ndim != 3 or x.shape[2] != linear.in_features:
+                raise ValueError(f"{name} has shape {tuple(x.shape)}; it is (batch, length, {linear.in_features})")
+        if positions is not None and self.rotary is None:
+            raise ValueError("positions are for layers with rotary, and this one has none")
         q = self._split(self.query_linear(query), self.num_heads, self.head_dim)  # (B, H, Lq, D)
         k = self._split(self.key_linear(key), self.num_kv_heads, self.head_dim)  # (B, K, L, D)
         v = self._split(self.value_linear(value), self.num_kv_heads, self.value_head_dim)  # (B, K, L, V)
@@ -239,7 +249,10 @@ class MultiHeadAttention(nn.Module):
             if positions is None:
                 past = 0 if cache is None else cache.length
                 positions = torch.arange(past, past + query.shape[1], device=query.device)[None]
-            cos, sin = self.rotary.cos_sin(positions, q.dtype) if isinstance(positions, Tensor) else positions
+            if isinstance(positions, Tensor):
+                self.rotary.check(q, positions)
+                positions = self.rotary.cos_sin(positions, q.dtype)
+            cos, sin = positions
             q, k = (rotate(x, cos, sin, interleaved=self.rotary.interleaved) for x in (q, k))
         if cache is not None:
             cache = cache.append(k, v)
@@ -256,6 +269,18 @@ class MultiHeadAttention(nn.Module):
         return x.unflatten(-1, (heads, size)).transpose(1, 2)  # (B, L, heads * size) → (B, heads, L, size)
 
 
+def check_heads(hidden_size: int, num_heads: int, num_kv_heads: int | None, head_dim: int | None) -> None:
+    """Raises ValueError when a layer of such heads cannot be built."""
+    sizes = {"hidden_size": hidden_size, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} is {size}; it must be at least 1")
+    if num_kv_heads is not None and num_heads % num_kv_heads:
+        raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
+    if head_dim is None and hidden_size % num_heads:
+        raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}; give head_dim")
+
+
 def _for_heads(x: Tensor, heads: int) -> Tensor:
     """(B, K, L, D) → (B, H, L, D), each head H // K times in a row."""
     if x.shape[1] == heads:
@@ -263,19 +288,30 @@ def _for_heads(x: Tensor, heads: int) -> Tensor:
     return x[:, :, None].expand(-1, -1, heads // x.shape[1], -1, -1).flatten(1, 2)
 
 
-def _mask_and_bias(query: Tensor, key: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """The two as one mask for SDPA: boolean without a bias, else additive, -inf where the mask is False."""
+def _mask_and_bias(
+    query: Tensor, key: Tensor, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """The two as one mask for SDPA: boolean without a bias, else additive in `dtype`, -inf where the mask is False."""
     sizes = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if mask is not None:
         mask = masks.normalize(mask, *sizes)
     if bias is None:
         return mask
-    if bias.ndim != 4 or not masks.fits(bias, sizes, repeated=4):
+    if not bias.is_floating_point():
+        raise ValueError(f"the bias has dtype {bias.dtype}; it is added to scores of {query.dtype} (a mask is `mask`)")
+    if bias.ndim != 4 or not masks.fits(bias, sizes, repeated=range(4)):
         raise ValueError(f"the bias has shape {tuple(bias.shape)}, which does not broadcast to {sizes}")
-    bias = bias.to(query.dtype)
+    bias = bias.to(dtype)
     if mask is None:
         return masks.over_queries(bias, *sizes[2:])
     return torch.where(mask, bias, float("-inf"))
+
+
+def _check_numbers(scale: float | None, softcap: float | None) -> None:
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}; it must be finite")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap is {softcap}; it must be positive and finite")
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -284,7 +320,9 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(f"attend takes (batch, heads, length, head size) tensors, not {shapes}")
     if not query.shape[0] == key.shape[0] == value.shape[0]:
         raise ValueError(f"the batch sizes differ: {shapes}")
-    if key.shape[1] != value.shape[1] or query.shape[1] % key.shape[1]:
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(f"the dtypes differ: query {query.dtype}, key {key.dtype}, value {value.dtype}")
+    if key.shape[1] != value.shape[1] or key.shape[1] == 0 or query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads, and key heads equal value heads: {shapes}")
     if key.shape[2] != value.shape[2]:
         raise ValueError(f"key and value lengths differ: {shapes}")

@@ -27,13 +27,16 @@ class KVCache(NamedTuple):
     def append(self, key: Tensor, value: Tensor) -> "KVCache":
         """The cache with key (B, K, L, D) and value (B, K, L, V) behind what it holds.
 
-        Raises ValueError when batch, heads or head size differ, or the lengths of the two.
+        Raises ValueError when batch, heads, head size or dtype differ, or the lengths of key and value.
         """
         for old, new in ((self.key, key), (self.value, value)):
             if old.ndim != 4 or new.ndim != 4 or (old.shape[:2], old.shape[3]) != (new.shape[:2], new.shape[3]):
                 raise ValueError(f"{tuple(new.shape)} cannot be appended to a cache of {tuple(old.shape)}")
-        if key.shape[2] != value.shape[2]:
-            raise ValueError(f"key {tuple(key.shape)} and value {tuple(value.shape)} differ in length")
+            if old.dtype != new.dtype:
+                raise ValueError(f"{new.dtype} cannot be appended to a cache of {old.dtype}")
+        for k, v in (self, (key, value)):
+            if k.shape[2] != v.shape[2]:
+                raise ValueError(f"key {tuple(k.shape)} and value {tuple(v.shape)} differ in length")
         return KVCache(torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2))
 
 
@@ -60,7 +63,8 @@ def scatter(
 
     past (B, ..., M, ...), update the same but for L <= M at `axis`; write_indices (B,), 0 unless given.
     Without `circular` nothing wraps around: write_indices[b] + L <= M. This is ONNX's TensorScatter
-    (opset 24): a cache of a fixed size, each row filled as far as it has come.
+    (opset 24): a cache of a fixed size, each row filled as far as it has come. What stands behind must be
+    finite, since attention under a mask multiplies it with 0.
 
     Raises ValueError for shapes that do not fit and indices that leave the cache.
     """

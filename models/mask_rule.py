@@ -25,8 +25,8 @@ class MaskRule:
     left_window, right_window: how many keys before and after itself a query sees; None is no limit. They count
     the tokens of a two-axis attention_mask, and places elsewhere.
 
-    Raises ValueError for an unknown input, a rank that is not 2, 3 or 4, a negative window, and
-    prefix_lengths without causal.
+    Raises ValueError for an unknown input, a rank that is not 2, 3 or 4, no heads, a negative window,
+    and prefix_lengths without causal.
     """
 
     inputs: tuple[str, ...] = ("attention_mask",)
@@ -37,14 +37,16 @@ class MaskRule:
     right_window: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.inputs, str):
+            raise ValueError(f"mask inputs are several names, like ({self.inputs!r},), not one text")
         for name in self.inputs:
             if name not in INPUTS or self.inputs.count(name) > 1:
                 raise ValueError(f"mask inputs are {', '.join(INPUTS)}, each once, not {', '.join(self.inputs)}")
         if self.rank not in (2, 3, 4):
             raise ValueError(f"the rank of attention_mask is {self.rank}; it is 2, 3 or 4")
-        for side, size in (("left", self.left_window), ("right", self.right_window)):
-            if size is not None and size < 0:
-                raise ValueError(f"{side}_window is {size}; it must be at least 0")
+        if type(self.heads) is not int or self.heads < 1:
+            raise ValueError(f"attention_mask is for {self.heads!r} heads; it must be a whole number, at least 1")
+        masks.check_window(self.left_window, self.right_window)
         if "prefix_lengths" in self.inputs and not self.causal:
             raise ValueError("prefix_lengths open a causal mask; set causal, or leave them out")
 
@@ -70,8 +72,11 @@ class MaskRule:
     ) -> Tensor | None:
         """The mask (B or 1, 1 or heads, Lq or 1, Lk) of the inputs by name; None where nothing is masked.
 
-        Raises ValueError for an attention_mask of another rank.
+        Raises ValueError for an input that is not given, and for an attention_mask of another rank.
         """
+        for name in self.inputs:
+            if f"{prefix}{name}" not in given:
+                raise ValueError(f"the mask is built from {prefix}{name}, which is not given ({', '.join(given)})")
         inputs = {name: given[f"{prefix}{name}"] for name in self.inputs}
         parts: list[Tensor | None] = []
         if (attention_mask := inputs.get("attention_mask")) is not None:

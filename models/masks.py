@@ -6,7 +6,7 @@
 
        (B, Lk)          key padding: the same keys for every query and head
        (Lq, Lk)         the same for every sequence and head
-       (B, Lq, Lk)      the same for every head
+       (B, Lq, Lk)      the same for every head; B may be 1
        (B, H, Lq, Lk)   as it stands; B, H and Lq may be 1 to be repeated
 
    A two-dimensional mask with B rows is key padding, also where B happens to equal Lq. What the
@@ -21,6 +21,8 @@
 Letters are those of `attention.py`.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -34,10 +36,12 @@ def as_bool(mask: Tensor) -> Tensor:
     """
     if mask.dtype == torch.bool:
         return mask
-    if not torch.compiler.is_compiling() and not ((mask == 0) | (mask == 1)).all():
+    if mask.is_complex():
+        raise ValueError(f"the mask has dtype {mask.dtype}; it is bool, or 0 and 1 of a real dtype")
+    if not torch.compiler.is_compiling() and (wrong := mask[(mask != 0) & (mask != 1)]).numel():
         raise ValueError(
-            "the mask holds numbers other than 0 and 1; True or 1 means that a key takes part "
-            "(of an additive mask, pass `mask == 0`)"
+            f"the mask holds {wrong[0].item()}, and nothing other than 0 and 1 is allowed; 1 or True means that a key "
+            "takes part (of an additive mask, pass `mask == 0`)"
         )
     return mask != 0
 
@@ -47,14 +51,14 @@ def normalize(mask: Tensor, batch: int, heads: int, query_length: int, key_lengt
 
     Raises ValueError, with both shapes, when the mask fits none of the four.
     """
-    full = mask
+    full, repeated = mask, (0, 1, 2)  # what has four axes may repeat the first three; else those that are added here
     if mask.ndim == 2 and _traced_alike(mask.shape[0], query_length) and not _traced_alike(mask.shape[0], batch):
-        full = mask[None, None]
+        full, repeated = mask[None, None], (0, 1)
     elif mask.ndim == 2:
-        full = mask[:, None, None, :]
+        full, repeated = mask[:, None, None, :], (1, 2)
     elif mask.ndim == 3:
-        full = mask[:, None]
-    if full.ndim != 4 or not fits(full, (batch, heads, query_length, key_length), repeated=3):
+        full, repeated = mask[:, None], (0, 1)
+    if full.ndim != 4 or not fits(full, (batch, heads, query_length, key_length), repeated):
         b, h, lq, lk = batch, heads, query_length, key_length
         raise ValueError(
             f"the mask has shape {tuple(mask.shape)}; with batch {b}, heads {h}, queries {lq} and keys {lk} "
@@ -64,13 +68,13 @@ def normalize(mask: Tensor, batch: int, heads: int, query_length: int, key_lengt
     return over_queries(full, query_length, key_length)
 
 
-def fits(tensor: Tensor, wanted: tuple[int, ...], repeated: int) -> bool:
-    """Whether each size of the tensor is the one wanted, or 1 in the first `repeated` axes.
+def fits(tensor: Tensor, wanted: tuple[int, ...], repeated: Collection[int]) -> bool:
+    """Whether each size of the tensor is the one wanted, or 1 in one of the axes `repeated`.
 
     Sizes that a graph being exported leaves open are declared equal to those wanted.
     """
     for axis, (have, want) in enumerate(zip(tensor.shape, wanted, strict=True)):
-        if _equal(have, want) or (axis < repeated and _equal(have, 1)):
+        if _equal(have, want) or (axis in repeated and _equal(have, 1)):
             continue
         if not torch.compiler.is_exporting() or statically_known_true(have != want):
             return False
@@ -98,11 +102,22 @@ def _traced_alike(size: int, other: int) -> bool:
 
 
 def combine(*masks: Tensor | None) -> Tensor | None:
-    """The AND of the masks, None for "no mask"; they must broadcast, as what the builders return does."""
+    """The AND of what the builders return, (B or 1, 1 or H, Lq or 1, Lk); None for "no mask".
+
+    Raises ValueError for a mask of other than four axes, which only `normalize` can tell the meaning
+    of, and for sizes that do not fit each other.
+    """
     result = None
     for mask in masks:
-        if mask is not None:
+        if mask is None:
+            continue
+        if mask.ndim != 4:
+            raise ValueError(f"combine takes masks of four axes, not {tuple(mask.shape)}: use padding() or normalize()")
+        try:
             result = as_bool(mask) if result is None else result & as_bool(mask)
+        except RuntimeError:
+            shapes = f"{tuple(mask.shape)} and {tuple(result.shape) if result is not None else ()}"
+            raise ValueError(f"masks of shape {shapes} do not fit each other") from None
     return result
 
 
@@ -115,6 +130,8 @@ def padding(attention_mask: Tensor) -> Tensor:
 
 def lengths(key_lengths: Tensor, key_length: int) -> Tensor:
     """(B, 1, 1, Lk): the first `key_lengths[b]` keys of sequence b take part."""
+    if key_lengths.ndim != 1:
+        raise ValueError(f"lengths have shape (batch,), not {tuple(key_lengths.shape)}")
     keys = torch.arange(key_length, device=key_lengths.device)
     return (keys < key_lengths[:, None])[:, None, None, :]
 
@@ -141,11 +158,9 @@ def sliding_window(
     positions: of the keys (B, Lk), where they are not their places, see `distance`.
     A "window of W" in the papers on causal models counts the query itself: left = W - 1.
 
-    Raises ValueError when a limit is negative.
+    Raises ValueError when a limit is negative or no whole number.
     """
-    for side, size in (("left", left), ("right", right)):
-        if size is not None and size < 0:
-            raise ValueError(f"the window reaches {size} keys to the {side}; it must be at least 0")
+    check_window(left, right)
     behind = distance(query_length, key_length, device, offset=offset, positions=positions)
     inside = torch.ones_like(behind, dtype=torch.bool)
     if left is not None:
@@ -153,6 +168,13 @@ def sliding_window(
     if right is not None:
         inside = inside & (behind >= -right)
     return inside
+
+
+def check_window(left: int | None, right: int | None) -> None:
+    """Raises ValueError when a limit of a sliding window is negative or no whole number."""
+    for side, size in (("left", left), ("right", right)):
+        if size is not None and (type(size) is not int or size < 0):
+            raise ValueError(f"the window reaches {size!r} keys to the {side}; it must be a whole number, at least 0")
 
 
 def prefix(query_length: int, key_length: int, prefix_lengths: Tensor, *, offset: Tensor | int | None = None) -> Tensor:
@@ -167,6 +189,10 @@ def segments(query_segments: Tensor, key_segments: Tensor | None = None, *, padd
     The segment numbered `padding` takes part in nothing, so its rows have no key.
     """
     key_segments = query_segments if key_segments is None else key_segments
+    alike = query_segments.ndim == key_segments.ndim == 2
+    if not alike or not fits(key_segments, (query_segments.shape[0], key_segments.shape[1]), repeated=()):
+        shapes = f"{tuple(query_segments.shape)} and {tuple(key_segments.shape)}"
+        raise ValueError(f"segments of queries and keys have shape (batch, length), not {shapes}")
     same = query_segments[:, :, None] == key_segments[:, None, :]
     if padding is not None:
         same = same & (key_segments != padding)[:, None, :]
@@ -186,11 +212,16 @@ def distance(
     positions: of the keys (B, Lk), the last Lq of which are the queries' own. Where padding stands between
     the tokens of a cache, their places are further apart than the tokens are.
 
-    Raises ValueError when an offset that is a tensor is not (B,), and for positions beside an offset.
+    Raises ValueError for a negative length, when an offset that is a tensor is not (B,) or positions are not
+    (B, Lk), and for both of them.
     """
+    if query_length < 0 or key_length < 0:
+        raise ValueError(f"there cannot be {query_length} queries and {key_length} keys")
     if positions is not None:
         if offset is not None:
             raise ValueError(f"positions {tuple(positions.shape)} say where the queries stand; offset is too much")
+        if positions.ndim != 2 or not fits(positions, (positions.shape[0], key_length), repeated=()):
+            raise ValueError(f"positions have shape {tuple(positions.shape)}; they are (batch, {key_length})")
         queries = positions.narrow(1, key_length - query_length, query_length)
         return (queries[:, :, None] - positions[:, None, :])[:, None]
     rows = torch.arange(query_length, device=device)

@@ -23,6 +23,7 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, max_positions: int, hidden_size: int) -> None:
         super().__init__()
+        _at_least_one(max_positions=max_positions, hidden_size=hidden_size)
         self.weight = nn.Parameter(torch.empty(max_positions, hidden_size).normal_(std=0.02))
 
     def forward(self, positions: Tensor | int) -> Tensor:
@@ -43,6 +44,7 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, max_positions: int, hidden_size: int) -> None:
         super().__init__()
+        _at_least_one(max_positions=max_positions, hidden_size=hidden_size)
         even = torch.arange(0, hidden_size, 2, dtype=torch.float64)
         angles = torch.arange(max_positions, dtype=torch.float64)[:, None] / 10000 ** (even / hidden_size)
         table = torch.empty(max_positions, hidden_size, dtype=torch.float64)
@@ -66,8 +68,8 @@ def _look_up(table: Tensor, positions: Tensor | int) -> Tensor:
             if low < 0 or high >= size:
                 raise ValueError(f"position {low if low < 0 else high} is not in 0 … {size - 1}, which the model has")
         return F.embedding(positions, table)
-    if positions > size:
-        raise ValueError(f"length {positions} is over the {size} positions that the model has")
+    if positions < 0 or positions > size:
+        raise ValueError(f"length {positions} is over the {size} positions that the model has, or below 0")
     return table[:positions]  # a slice, not a gather: one cheap node in the graph
 
 
@@ -76,6 +78,8 @@ def count_real(attention_mask: Tensor) -> Tensor:
 
     Left padding and holes then change nothing for the tokens around them (contract, point 6).
     """
+    if attention_mask.ndim != 2:
+        raise ValueError(f"positions are counted along a mask (batch, keys), not {tuple(attention_mask.shape)}")
     return (attention_mask.to(torch.int64).cumsum(1) - 1).clamp(min=0)
 
 
@@ -356,7 +360,7 @@ class Rotary(nn.Module):
 
         Raises ValueError when positions are not such integers or x has another head size.
         """
-        self._check(x, positions)
+        self.check(x, positions)
         return rotate(x, *self.cos_sin(positions, x.dtype), interleaved=self.interleaved)
 
     def cos_sin(self, positions: Tensor | int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -371,7 +375,8 @@ class Rotary(nn.Module):
             cos, sin = cos * factor, sin * factor
         return cos.to(dtype), sin.to(dtype)
 
-    def _check(self, x: Tensor, positions: Tensor | int) -> None:
+    def check(self, x: Tensor, positions: Tensor | int) -> None:
+        """Raises ValueError when `forward` would."""
         if x.ndim != 4 or x.shape[3] != self.head_dim:
             raise ValueError(f"rotary takes (batch, heads, length, {self.head_dim}), not {tuple(x.shape)}")
         if isinstance(positions, Tensor):
@@ -513,7 +518,10 @@ class ShawBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(2 * max_distance + 1, head_dim).normal_(std=0.02))
 
     def forward(self, query: Tensor, key_length: int, *, offset: Tensor | int | None = None) -> Tensor:
-        """query (B, H, Lq, D) → (B, H, Lq, Lk); offset as in `alibi`."""
+        """query (B, H, Lq, D) → (B, H, Lq, Lk); offset as in `alibi`. Raises ValueError for another head size."""
+        if query.ndim != 4 or query.shape[3] != self.weight.shape[1]:
+            size = self.weight.shape[1]
+            raise ValueError(f"query has shape {tuple(query.shape)}; it is (batch, heads, length, {size})")
         behind = masks.distance(query.shape[2], key_length, query.device, offset=offset)
         rows = self.max_distance - behind.clamp(-self.max_distance, self.max_distance)  # (1 or B, 1, Lq, Lk)
         return (query @ self.weight.T).gather(-1, rows.expand(*query.shape[:3], key_length))

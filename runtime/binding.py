@@ -18,8 +18,7 @@ class Decoder:
     """A batch of token sequences, and the keys and values that the package's graph has computed of them.
 
     tokens: the B sequences. They end at the same place of the cache, whose P positions are the length
-    of the longest: in front of a shorter one stands padding, masked out. So a row's tokens have no gap,
-    and sliding windows, which count places, see as many of them as without padding.
+    of the longest: in front of a shorter one stands padding, masked out.
 
     Raises PackageError for a package that is no decoder with a cache (see `isoformer.models.families.decoder`).
     """
@@ -116,7 +115,7 @@ class Decoder:
 
     def _run(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, list[Any]]:
         """logits (B, vocabulary) and the new cache, which the run leaves where the provider computes."""
-        ort, device = self.session._ort, self.session.provider
+        ort, device = self.session.inference, self.session.provider
         binding = ort.io_binding()
         for name, array in arrays.items():
             binding.bind_cpu_input(name, array)

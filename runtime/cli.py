@@ -84,7 +84,9 @@ def export(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="the package folder to write")],
     model: Annotated[
         str,
-        typer.Option("-m", "--model", help="a checkpoint folder, a family's name (random weights), module:callable"),
+        typer.Option(
+            "-m", "--model", help="a checkpoint folder, a GGUF file, a family's name (random weights), module:callable"
+        ),
     ],
     task: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that it was saved for")] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 20 to 25; below 23 attention is taken apart")] = 23,
@@ -392,7 +394,7 @@ def _export_half(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"isoformer.export.{name}")
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors"):
+        if (error.name or "").split(".")[0] in ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "gguf"):
             raise IsoformerError(f"{error.name} is not installed: pip install 'isoformer[export]'") from None
         raise
 

@@ -45,8 +45,8 @@ class Session:
         self.signature = self.package.signature
         self._inputs = {spec.name: spec for spec in self.signature.inputs}
         self._outputs = [spec.name for spec in self.signature.outputs]
-        self._ort = _open(self.package, provider, threads)
-        _refuse_other_edge(self._ort, self.package)
+        self.inference = _open(self.package, provider, threads)  # onnxruntime's InferenceSession
+        _refuse_other_edge(self.inference, self.package)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """The outputs by name, all of them or the ones named.
@@ -64,7 +64,7 @@ class Session:
         if not names:
             return {}  # to ONNX Runtime no name means all
         try:
-            values = self._ort.run(names, feeds)
+            values = self.inference.run(names, feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base
             raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
@@ -75,7 +75,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._ort
+        del self.inference
 
 
 def check_inputs(

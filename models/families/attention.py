@@ -5,13 +5,14 @@ For apps that compute attention alone, and for the tests that hold every combina
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from isoformer.models import masks, positions
 from isoformer.models.attention import MultiHeadAttention
 from isoformer.models.cache import KVCache
+from isoformer.models.config import check
 from isoformer.models.mask_rule import MaskRule
 from isoformer.models.signature import Axis, Signature, TensorSpec
 
@@ -57,8 +58,10 @@ class Config:
     output_attentions: bool = False
 
     def __post_init__(self) -> None:
-        if self.position_kind not in get_args(PositionKind):
-            raise ValueError(f"position_kind {self.position_kind!r} is not one of {', '.join(get_args(PositionKind))}")
+        sizes = ("hidden_size", "num_heads", "num_kv_heads", "head_dim", "value_head_dim", "key_size", "mask_heads")
+        check(self, dict.fromkeys(sizes, 1))
+        if self.mask_heads not in (1, self.num_heads):
+            raise ValueError(f"mask_heads is {self.mask_heads}; it is 1 or num_heads {self.num_heads}")
         _ = self.masks  # refuses what cannot be combined
         windows = (self.left_window, self.right_window) != (None, None)
         if self.cross and (self.cache or self.causal or windows or self.position_kind != "none"):

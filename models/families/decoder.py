@@ -1,8 +1,8 @@
 """Decoders: causal Transformers that continue a text. Llama, Mistral, Qwen, SmolLM and GPT-2 are its configurations."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from isoformer.models import masks, positions
 from isoformer.models.attention import MultiHeadAttention
 from isoformer.models.cache import KVCache
+from isoformer.models.config import check
 from isoformer.models.layers import DecoderBlock, FeedForward, GatedFeedForward
 from isoformer.models.signature import Axis, Signature, TensorSpec
 
@@ -58,16 +59,7 @@ class Config:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "num_heads", "num_layers", "intermediate_size", "max_positions")
-        for name in (*sizes, "num_kv_heads", "head_dim", "sliding_window"):
-            value = getattr(self, name)
-            if value is None and name not in sizes:
-                continue
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        for field in fields(self):
-            allowed = get_args(field.type) if get_origin(field.type) is Literal else ()
-            if allowed and getattr(self, field.name) not in allowed:
-                raise ValueError(f"{field.name} {getattr(self, field.name)!r} is not one of {allowed}")
+        check(self, dict.fromkeys((*sizes, "num_kv_heads", "head_dim", "sliding_window"), 1))
         if self.window_layers and len(self.window_layers) != self.num_layers:
             raise ValueError(f"window_layers has {len(self.window_layers)} entries; there are {self.num_layers} layers")
 

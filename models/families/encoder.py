@@ -5,8 +5,9 @@
 Devlin et al. 2018 (https://arxiv.org/abs/1810.04805). RoBERTa and DistilBERT are configurations.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, cast, get_args, get_origin
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from isoformer.models import masks, positions
 from isoformer.models.attention import MultiHeadAttention
+from isoformer.models.config import check
 from isoformer.models.layers import EncoderBlock, FeedForward, NormOrder, activation
 from isoformer.models.mask_rule import MaskRule
 from isoformer.models.signature import Axis, Signature, TensorSpec
@@ -70,19 +72,8 @@ class Config:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "num_heads", "num_layers", "intermediate_size", "max_positions")
-        for name in (*sizes, "num_kv_heads", "head_dim", "num_token_types", "pad_token_id"):
-            value = getattr(self, name)
-            least = 1 if name in sizes or name in ("num_kv_heads", "head_dim") else 0
-            if value is None and name not in sizes:
-                continue
-            if type(value) is not int:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number")
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
-        for field in fields(self):
-            allowed = get_args(field.type) if get_origin(field.type) is Literal else ()
-            if allowed and getattr(self, field.name) not in allowed:
-                raise ValueError(f"{field.name} {getattr(self, field.name)!r} is not one of {allowed}")
+        at_least = dict.fromkeys((*sizes, "num_kv_heads", "head_dim"), 1)
+        check(self, at_least | {"num_token_types": 0, "pad_token_id": 0})
         if self.position_rule == "mask" and self.mask_rank != 2:
             raise ValueError("position_rule 'mask' counts along a mask of rank 2; use 'index' with mask_rank 3 or 4")
         _ = self.masks  # refuses what cannot be combined
@@ -223,8 +214,7 @@ class Model(nn.Module):
             parts.append(segment_ids != 0)
         if (lengths := mask_inputs.get("sequence_lengths")) is not None:
             parts.append(masks.lengths(lengths, input_ids.shape[1])[:, 0, 0])
-        real = masks.combine(*parts)
-        return torch.ones_like(input_ids, dtype=torch.bool) if real is None else real
+        return reduce(torch.logical_and, parts) if parts else torch.ones_like(input_ids, dtype=torch.bool)
 
 
 class Embeddings(nn.Module):

@@ -550,9 +550,9 @@ def test_every_function_names_the_shapes_and_masks_that_do_not_fit(call):
         ({"hidden_size": 33, "num_heads": 5}, "hidden_size 33 is not a multiple of num_heads 5"),
         ({"hidden_size": 33, "num_heads": 3, "num_kv_heads": 2}, "num_heads 3 is not a multiple of num_kv_heads 2"),
         ({"hidden_size": 33, "num_heads": 3, "num_kv_heads": 6}, "num_heads 3 is not a multiple of num_kv_heads 6"),
-        ({"hidden_size": 33, "num_heads": 3, "num_kv_heads": 0}, "num_heads 3 is not a multiple of num_kv_heads 0"),
-        ({"hidden_size": 33, "num_heads": 0}, "num_heads 0"),
-        ({"hidden_size": 33, "num_heads": -3}, "num_heads -3"),
+        ({"hidden_size": 33, "num_heads": 3, "num_kv_heads": 0}, "num_kv_heads is 0"),
+        ({"hidden_size": 33, "num_heads": 0}, "num_heads is 0"),
+        ({"hidden_size": 33, "num_heads": -3}, "num_heads is -3"),
     ],
 )
 def test_head_counts_that_do_not_divide_are_refused(options, named):
@@ -843,9 +843,9 @@ def test_cached_keys_are_normed_and_turned_and_values_are_not():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"head_dim": 0}, "head_dim 0 and value_head_dim 0 must be at least 1"),
-        ({"head_dim": -2, "value_head_dim": 3}, "head_dim -2 and value_head_dim 3 must"),
-        ({"value_head_dim": 0}, "head_dim 4 and value_head_dim 0 must"),
+        ({"head_dim": 0}, "head_dim is 0; it must be at least 1"),
+        ({"head_dim": -2, "value_head_dim": 3}, "head_dim is -2; it must be at least 1"),
+        ({"value_head_dim": 0}, "value_head_dim is 0; it must be at least 1"),
         ({"rotary": Rotary(6)}, "rotary is for heads of 6, the layer has heads of 4"),
         ({"head_dim": 6, "rotary": Rotary(4)}, "rotary is for heads of 4, the layer has heads of 6"),
         ({"softcap": -1.0}, "softcap is -1.0"),

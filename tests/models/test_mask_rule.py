@@ -125,7 +125,7 @@ def test_names_stand_behind_a_prefix():
     behind = {f"encoder_{name}": value for name, value in inputs.items()}
     rule = MaskRule(("attention_mask", "sequence_lengths"))
     assert torch.equal(built(rule, behind, prefix="encoder_"), built(rule, inputs))
-    with pytest.raises(KeyError, match="encoder_attention_mask"):
+    with pytest.raises(ValueError, match="built from encoder_attention_mask, which is not given"):
         rule.build(inputs, LQ, LK, prefix="encoder_")
 
 
@@ -212,8 +212,8 @@ def test_inputs_come_in_the_order_in_which_they_are_named():
         ({"inputs": ("segment_ids", "lengths")}, "attention_mask, sequence_lengths, segment_ids, prefix_lengths, each"),
         ({"rank": 1}, "rank of attention_mask is 1; it is 2, 3 or 4"),
         ({"rank": 5}, "rank of attention_mask is 5; it is 2, 3 or 4"),
-        ({"left_window": -1}, "left_window is -1; it must be at least 0"),
-        ({"right_window": -3}, "right_window is -3; it must be at least 0"),
+        ({"left_window": -1}, "the window reaches -1 keys to the left; it must be a whole number"),
+        ({"right_window": -3}, "the window reaches -3 keys to the right"),
         ({"inputs": ("prefix_lengths",)}, "prefix_lengths open a causal mask; set causal"),
     ],
 )

@@ -151,8 +151,8 @@ def test_other_numbers_are_refused_wherever_a_mask_enters(values):
     for call in (
         lambda: masks.as_bool(mask),
         lambda: masks.padding(mask),
-        lambda: masks.combine(mask),
-        lambda: masks.combine(torch.ones_like(mask), mask),
+        lambda: masks.combine(mask[None, None]),
+        lambda: masks.combine(torch.ones(1, 1, 1, 2), mask[None, None]),
         lambda: masks.normalize(mask, 1, 3, 5, 2),
     ):
         with pytest.raises(ValueError, match="other than 0 and 1"):
@@ -163,13 +163,13 @@ def test_other_numbers_are_refused_wherever_a_mask_enters(values):
 
 
 def test_combine_is_true_where_all_are():
-    one = torch.tensor([True, True, False, False])
-    other = torch.tensor([True, False, True, False])
-    assert torch.equal(masks.combine(one, other), torch.tensor([True, False, False, False]))  # pyright: ignore
+    one = torch.tensor([[[[True, True, False, False]]]])
+    other = torch.tensor([[[[True, False, True, False]]]])
+    assert torch.equal(masks.combine(one, other), torch.tensor([[[[True, False, False, False]]]]))  # pyright: ignore
 
 
 def test_combine_passes_over_none_and_converts_numbers():
-    mask = random_mask(2, 3)
+    mask = random_mask(2, 3)[:, None, None]
     assert masks.combine() is None
     assert masks.combine(None, None) is None
     for combined in (masks.combine(None, mask.float(), None), masks.combine(mask.to(torch.int64), mask.float())):
@@ -408,11 +408,11 @@ def test_padding_of_other_keys_is_the_keys():
 
 
 @properties
-@given(data=st.data(), repeated=st.integers(0, 4))
+@given(data=st.data(), repeated=st.sets(st.integers(0, 3)))
 def test_what_fits_has_the_sizes_or_one_where_it_may_be_repeated(data, repeated):
     shape = tuple(data.draw(st.sampled_from([1, size, size + 1])) for size in SIZES)
     wanted = all(
-        have == want or (have == 1 and axis < repeated)
+        have == want or (have == 1 and axis in repeated)
         for axis, (have, want) in enumerate(zip(shape, SIZES, strict=True))
     )
     assert masks.fits(torch.empty(shape), SIZES, repeated) == wanted

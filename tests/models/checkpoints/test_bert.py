@@ -545,7 +545,7 @@ def test_an_unknown_model_type(bert, kind):
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"vocab_size": None, "hidden_act": None}, "lacks hidden_act, vocab_size"),
         ({"max_position_embeddings": None}, "lacks max_position_embeddings"),
-        ({"num_attention_heads": 0}, "num_heads is 0; it must be at least 1"),
+        ({"num_attention_heads": 0}, "num_heads is 0; it must be a whole number, at least 1"),
         ({"hidden_size": "33"}, "config.json"),
         ({"hidden_size": 34}, "hidden_size 34 is not a multiple of num_heads 3"),
     ],

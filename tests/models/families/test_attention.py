@@ -318,10 +318,13 @@ def test_parts_of_a_sequence_are_the_whole_also_padded_on_the_left():
         ),
         ({"key_size": 9}, "key_size 9 is for cross"),
         ({"cache": True}, "with a cache the layer is causal"),
-        ({"position_kind": "learned"}, "position_kind 'learned' is not one of none, rotary, alibi, relative"),
+        (
+            {"position_kind": "learned"},
+            r"position_kind 'learned' is not one of \('none', 'rotary', 'alibi', 'relative'\)",
+        ),
         ({"mask_inputs": ("prefix_lengths",)}, "prefix_lengths open a causal mask"),
         ({"mask_rank": 5, "causal": True}, "rank of attention_mask is 5"),
-        ({"left_window": -1}, "left_window is -1"),
+        ({"left_window": -1}, "the window reaches -1 keys to the left"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(options, named):
@@ -336,7 +339,7 @@ def test_a_configuration_that_makes_no_sense_is_refused(options, named):
     [
         ({"num_heads": 5}, "hidden_size 12 is not a multiple of num_heads 5"),
         ({"num_kv_heads": 2}, "num_heads 3 is not a multiple of num_kv_heads 2"),
-        ({"num_heads": 0, "head_dim": 3}, "num_heads 0"),
+        ({"num_heads": 0, "head_dim": 3}, "num_heads is 0"),
         ({"softcap": 0.0}, "softcap is 0.0"),
         ({"position_kind": "rotary", "head_dim": 3}, "rotary_dim 3 is not an even number"),
         ({"position_kind": "rotary", "rotary_dim": 6}, "rotary_dim 6 is not an even number from 2 to head_dim 4"),

@@ -664,7 +664,7 @@ def test_the_longest_sequence_is_as_long_as_the_signature_says(rule, kind):
 )
 @pytest.mark.parametrize("size", [0, -3])
 def test_sizes_begin_at_one(name, size):
-    with pytest.raises(ValueError, match=f"{name} is {size}; it must be at least 1"):
+    with pytest.raises(ValueError, match=f"{name} is {size}; it must be a whole number, at least 1"):
         replace(TINY, **{name: size})
 
 
@@ -678,8 +678,8 @@ def test_sizes_begin_at_one(name, size):
         ({"mask_rank": "3"}, "mask_rank '3' is not one of"),
         ({"mask_inputs": ("mask",)}, "mask inputs are attention_mask, .*each once, not mask"),
         ({"mask_inputs": ("prefix_lengths",)}, "prefix_lengths open a causal mask"),
-        ({"left_window": -1}, "left_window is -1; it must be at least 0"),
-        ({"right_window": -2}, "right_window is -2; it must be at least 0"),
+        ({"left_window": -1}, "the window reaches -1 keys to the left"),
+        ({"right_window": -2}, "the window reaches -2 keys to the right"),
         ({"task": "generate"}, "task 'generate' is not one of"),
         ({"pooling": "max"}, "pooling 'max' is not one of"),
         ({"problem": "ranking"}, "problem 'ranking' is not one of"),

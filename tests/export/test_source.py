@@ -1,0 +1,24 @@
+import json
+
+import pytest
+
+from isoformer.export import source
+from isoformer.export.errors import ExportError
+from isoformer.models import positions, registry
+from isoformer.models.families import attention
+
+
+def test_a_manifest_says_which_kind_of_scaling_its_positions_have(monkeypatch):
+    scaled = attention.Config(
+        8, 2, causal=True, position_kind="rotary", rotary_scaling=positions.LinearScaling(factor=2.0)
+    )
+    monkeypatch.setattr(attention, "TINY", scaled)
+    recorded = source.resolve("attention").provenance["config"]
+    assert json.loads(json.dumps(recorded))["rotary_scaling"] == {"factor": 2.0, "kind": "LinearScaling"}
+    assert recorded["hidden_size"] == 8
+
+
+@pytest.mark.parametrize("name", ["no_such_model", "no/such:thing"])
+def test_what_is_no_model_is_refused_with_what_there_is(name):
+    with pytest.raises(ExportError, match=rf"{name} is neither .*{', '.join(registry.names())}.*nor module:callable"):
+        source.resolve(name)
