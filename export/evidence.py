@@ -55,13 +55,16 @@ def torch_runner(model: nn.Module, signature: Signature, dtype: torch.dtype) -> 
 def gather(
     model: nn.Module, signature: Signature, runners: dict[str, Callable[[Arrays], Arrays]], progress: Progress
 ) -> Evidence:
-    """Every case of the grid through the float64 reference, PyTorch float32 and each runner.
+    """Every case of the grid through the float64 reference, PyTorch float32 (float16, if inputs or outputs are)
+    and each runner.
 
     A runner whose name begins with "onnx reference" is given the cases of up to SMALL tokens.
     """
     evidence = Evidence()
     plain = RuntimeSignature.read(signature.to_dict())
-    reference, float32 = (torch_runner(model, signature, dtype) for dtype in (torch.float64, torch.float32))
+    half = any(spec.dtype == "float16" for spec in (*signature.inputs, *signature.outputs))
+    own = torch.float16 if half else torch.float32  # what PyTorch's own rounding is measured in
+    reference, rounded = (torch_runner(model, signature, dtype) for dtype in (torch.float64, own))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     grid = list(cases.grid(plain, *cases.extent(parameters)))
     golden = _golden_cases(grid)
@@ -69,7 +72,7 @@ def gather(
     for number, case in enumerate(grid):
         progress("parity", number, len(grid))
         inputs = case.inputs(plain)
-        expected, torch_outputs = reference(inputs), float32(inputs)
+        expected, torch_outputs = reference(inputs), rounded(inputs)
         evidence.grid[case.name] = {
             name: {
                 "shape": list(value.shape),

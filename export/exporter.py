@@ -46,6 +46,9 @@ def export(
     The package appears at `path` complete or not at all. Raises ExportError when an axis is not
     open, an operator is not standard, a weight is repeated or an answer differs.
     """
+    wide = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == "float64"]
+    if wide:
+        raise ExportError(f"{', '.join(wide)} is float64, which is for references; export the model in float32")
     with package.staged(Path(path), force=force) as folder:
         training = model.training
         model.eval()

@@ -99,7 +99,7 @@ def write(
         "name": name,
         **provenance,
         "task": task,
-        "precision": "float32",
+        "precision": "float16" if any(spec.dtype == "float16" for spec in signature.outputs) else "float32",
         "opset": opset,
         "signature": signature.to_dict(),
         "mask_contract": MASK_CONTRACT,

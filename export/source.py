@@ -1,6 +1,7 @@
 """What `isoformer export -m` names: a checkpoint, a family, or a callable of the user's."""
 
 import importlib
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from torch import nn
 
 from isoformer.export.errors import ExportError
-from isoformer.models import checkpoints, registry
+from isoformer.models import checkpoints, positions, registry
 from isoformer.models.checkpoints import TextFile
 from isoformer.models.signature import Signature
 
@@ -111,6 +112,17 @@ def configured(config: Any, options: list[str]) -> Any:
     return replace(config, **values)
 
 
+def _scaling(name: str, text: str) -> positions.RotaryScaling:
+    example = '{"rope_type": "linear", "factor": 2.0}'
+    try:
+        given = json.loads(text)
+        if not isinstance(given, dict):
+            raise ValueError("it is no object")
+        return positions.RotaryScaling.from_config(given)
+    except ValueError as error:
+        raise ExportError(f"option {name} is like {example}, not {text!r}: {error}") from None
+
+
 def _parse(name: str, text: str, kind: Any) -> Any:
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     if choices:
@@ -119,6 +131,8 @@ def _parse(name: str, text: str, kind: Any) -> Any:
                 return choice
         raise ExportError(f"option {name} is one of {', '.join(map(str, choices))}, not {text!r}")
     kinds = get_args(kind) or (kind,)
+    if positions.RotaryScaling in kinds and text.lower() != "none":
+        return _scaling(name, text)
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ExportError(f"option {name} is true or false, not {text!r}")

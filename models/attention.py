@@ -51,7 +51,9 @@ def attend(
     [3] Xiao et al. 2024, https://arxiv.org/abs/2309.17453, as a learned score: OpenAI 2025,
         https://arxiv.org/abs/2508.10925, section 2.
     """
-    if softcap is not None or sinks is not None:
+    # Rounded to half precision, a bias of float32 would be another one, or infinite.
+    rounded = bias is not None and bias.dtype != query.dtype and query.dtype in (torch.float16, torch.bfloat16)
+    if softcap is not None or sinks is not None or rounded:
         return attend_with_weights(query, key, value, mask, scale=scale, bias=bias, softcap=softcap, sinks=sinks)[0]
     _check_shapes(query, key, value)
     _check_numbers(scale, softcap)
@@ -253,6 +255,7 @@ class MultiHeadAttention(nn.Module):
                 self.rotary.check(q, positions)
                 positions = self.rotary.cos_sin(positions, q.dtype)
             cos, sin = positions
+            self.rotary.check_turns(q, cos, sin)
             q, k = (rotate(x, cos, sin, interleaved=self.rotary.interleaved) for x in (q, k))
         if cache is not None:
             cache = cache.append(k, v)
@@ -273,8 +276,8 @@ def check_heads(hidden_size: int, num_heads: int, num_kv_heads: int | None, head
     """Raises ValueError when a layer of such heads cannot be built."""
     sizes = {"hidden_size": hidden_size, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} is {size}; it must be at least 1")
+        if size is not None and (type(size) is not int or size < 1):
+            raise ValueError(f"{name} is {size!r}; it must be a whole number, at least 1")
     if num_kv_heads is not None and num_heads % num_kv_heads:
         raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
     if head_dim is None and hidden_size % num_heads:
@@ -308,6 +311,9 @@ def _mask_and_bias(
 
 
 def _check_numbers(scale: float | None, softcap: float | None) -> None:
+    for name, number in (("scale", scale), ("softcap", softcap)):
+        if number is not None and not isinstance(number, int | float):
+            raise ValueError(f"{name} is {number!r}; it must be a number")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale is {scale}; it must be finite")
     if softcap is not None and not 0 < softcap < math.inf:
@@ -320,6 +326,8 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(f"attend takes (batch, heads, length, head size) tensors, not {shapes}")
     if not query.shape[0] == key.shape[0] == value.shape[0]:
         raise ValueError(f"the batch sizes differ: {shapes}")
+    if not query.is_floating_point() or 0 in (query.shape[3], value.shape[3]):
+        raise ValueError(f"queries, keys and values are vectors of floats: {shapes}, {query.dtype}")
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"the dtypes differ: query {query.dtype}, key {key.dtype}, value {value.dtype}")
     if key.shape[1] != value.shape[1] or key.shape[1] == 0 or query.shape[1] % key.shape[1]:

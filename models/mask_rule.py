@@ -68,20 +68,24 @@ class MaskRule:
         key_length: int,
         *,
         prefix: str = "",
+        batch: int,
         device: torch.device | None = None,
     ) -> Tensor | None:
         """The mask (B or 1, 1 or heads, Lq or 1, Lk) of the inputs by name; None where nothing is masked.
 
-        Raises ValueError for an input that is not given, and for an attention_mask of another rank.
+        Raises ValueError for an input that is not given or of another shape than `specs` says, with both.
         """
+        sizes = {"batch": batch, "queries": query_length, "keys": key_length}
         for name in self.inputs:
             if f"{prefix}{name}" not in given:
                 raise ValueError(f"the mask is built from {prefix}{name}, which is not given ({', '.join(given)})")
+        for spec in self.specs("queries", "keys", batch="batch"):
+            tensor, wanted = given[f"{prefix}{spec.name}"], tuple(sizes.get(str(axis), axis) for axis in spec.axes)
+            if tensor.ndim != len(wanted) or not masks.fits(tensor, wanted, repeated=()):  # pyright: ignore
+                raise ValueError(f"{prefix}{spec.name} has shape {tuple(tensor.shape)}; it is {wanted} here")
         inputs = {name: given[f"{prefix}{name}"] for name in self.inputs}
         parts: list[Tensor | None] = []
         if (attention_mask := inputs.get("attention_mask")) is not None:
-            if attention_mask.ndim != self.rank:
-                raise ValueError(f"the mask has shape {tuple(attention_mask.shape)}; it has {self.rank} axes here")
             kinds = {2: masks.padding, 3: lambda mask: mask[:, None], 4: lambda mask: mask}
             parts.append(kinds[self.rank](attention_mask))
         if (lengths := inputs.get("sequence_lengths")) is not None:

@@ -34,6 +34,8 @@ def as_bool(mask: Tensor) -> Tensor:
     Raises ValueError when a number is neither 0 nor 1: an additive mask (0 and -inf) would come
     out upside down. The values are not looked at while a graph is being traced.
     """
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"the mask is a {type(mask).__name__}; pass a tensor")
     if mask.dtype == torch.bool:
         return mask
     if mask.is_complex():
@@ -51,6 +53,8 @@ def normalize(mask: Tensor, batch: int, heads: int, query_length: int, key_lengt
 
     Raises ValueError, with both shapes, when the mask fits none of the four.
     """
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"the mask is a {type(mask).__name__}; pass a tensor")
     full, repeated = mask, (0, 1, 2)  # what has four axes may repeat the first three; else those that are added here
     if mask.ndim == 2 and _traced_alike(mask.shape[0], query_length) and not _traced_alike(mask.shape[0], batch):
         full, repeated = mask[None, None], (0, 1)
@@ -113,11 +117,15 @@ def combine(*masks: Tensor | None) -> Tensor | None:
             continue
         if mask.ndim != 4:
             raise ValueError(f"combine takes masks of four axes, not {tuple(mask.shape)}: use padding() or normalize()")
-        try:
-            result = as_bool(mask) if result is None else result & as_bool(mask)
-        except RuntimeError:
-            shapes = f"{tuple(mask.shape)} and {tuple(result.shape) if result is not None else ()}"
-            raise ValueError(f"masks of shape {shapes} do not fit each other") from None
+        if result is None:
+            result = as_bool(mask)
+            continue
+        wanted = tuple(
+            have if _equal(other, 1) else other for have, other in zip(mask.shape, result.shape, strict=True)
+        )
+        if not fits(mask, (*wanted[:3], result.shape[3]), repeated=(0, 1, 2)):
+            raise ValueError(f"masks of shape {tuple(mask.shape)} and {tuple(result.shape)} do not fit each other")
+        result = result & as_bool(mask)
     return result
 
 
@@ -130,8 +138,7 @@ def padding(attention_mask: Tensor) -> Tensor:
 
 def lengths(key_lengths: Tensor, key_length: int) -> Tensor:
     """(B, 1, 1, Lk): the first `key_lengths[b]` keys of sequence b take part."""
-    if key_lengths.ndim != 1:
-        raise ValueError(f"lengths have shape (batch,), not {tuple(key_lengths.shape)}")
+    _check_lengths("lengths", key_lengths, key_length)
     keys = torch.arange(key_length, device=key_lengths.device)
     return (keys < key_lengths[:, None])[:, None, None, :]
 
@@ -168,6 +175,13 @@ def sliding_window(
     if right is not None:
         inside = inside & (behind >= -right)
     return inside
+
+
+def _check_lengths(name: str, lengths: Tensor, key_length: int) -> None:
+    if lengths.ndim != 1 or lengths.is_floating_point():
+        raise ValueError(f"{name} are whole numbers (batch,), not {lengths.dtype} of shape {tuple(lengths.shape)}")
+    if not torch.compiler.is_compiling() and ((lengths < 0) | (lengths > key_length)).any():
+        raise ValueError(f"{name} are {lengths.tolist()}; there are {key_length} keys")
 
 
 def check_window(left: int | None, right: int | None) -> None:
@@ -217,11 +231,15 @@ def distance(
     """
     if query_length < 0 or key_length < 0:
         raise ValueError(f"there cannot be {query_length} queries and {key_length} keys")
+    if isinstance(offset, float) or (isinstance(offset, Tensor) and offset.is_floating_point()):
+        raise ValueError(f"offset is {offset}; positions are whole numbers")
     if positions is not None:
         if offset is not None:
             raise ValueError(f"positions {tuple(positions.shape)} say where the queries stand; offset is too much")
         if positions.ndim != 2 or not fits(positions, (positions.shape[0], key_length), repeated=()):
             raise ValueError(f"positions have shape {tuple(positions.shape)}; they are (batch, {key_length})")
+        if not torch.compiler.is_exporting() and query_length > key_length:
+            raise ValueError(f"positions {tuple(positions.shape)} are fewer than the {query_length} queries")
         queries = positions.narrow(1, key_length - query_length, query_length)
         return (queries[:, :, None] - positions[:, None, :])[:, None]
     rows = torch.arange(query_length, device=device)

@@ -63,6 +63,8 @@ class SinusoidalPositions(nn.Module):
 def _look_up(table: Tensor, positions: Tensor | int) -> Tensor:
     size = table.shape[0]
     if isinstance(positions, Tensor):
+        if positions.is_floating_point() or positions.dtype == torch.bool:
+            raise ValueError(f"positions are whole numbers, not {positions.dtype}")
         if not torch.compiler.is_compiling() and positions.numel():
             low, high = (int(end) for end in positions.aminmax())
             if low < 0 or high >= size:
@@ -244,6 +246,8 @@ class YarnScaling(RotaryScaling):
 
     def __post_init__(self) -> None:
         _positive(factor=self.factor, original_max_positions=self.original_max_positions, beta_slow=self.beta_slow)
+        if self.attention_factor is not None:
+            _positive(attention_factor=self.attention_factor)
         if self.beta_fast < self.beta_slow:
             raise ValueError(f"beta_fast {self.beta_fast} is below beta_slow {self.beta_slow}")
 
@@ -346,8 +350,8 @@ class Rotary(nn.Module):
         rotary_dim = head_dim if rotary_dim is None else rotary_dim
         if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
             raise ValueError(f"rotary_dim {rotary_dim} is not an even number from 2 to head_dim {head_dim}")
-        if base <= 1:
-            raise ValueError(f"base is {base}; it must be above 1")
+        if not 1 < base < math.inf:
+            raise ValueError(f"base is {base}; it must be above 1 and finite")
         self.head_dim = head_dim
         self.base = base
         self.rotary_dim = rotary_dim
@@ -390,6 +394,13 @@ class Rotary(nn.Module):
         # While a graph is traced the sizes are symbols, and comparing them would fix them.
         if not torch.compiler.is_compiling() and (sizes[0] not in (1, x.shape[0]) or sizes[1] != x.shape[2]):
             raise ValueError(f"positions {sizes} do not fit x {tuple(x.shape)}: one for each batch row and token")
+
+    def check_turns(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Raises ValueError unless `rotate` can turn x by them."""
+        for name, turn in (("cos", cos), ("sin", sin)):
+            wanted = (x.shape[0], 1, x.shape[2], self.rotary_dim // 2)
+            if turn.ndim != 4 or not masks.fits(turn, wanted, repeated=(0,)):
+                raise ValueError(f"{name} has shape {tuple(turn.shape)}; for x {tuple(x.shape)} it is {wanted}")
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Rotary":
         """Follows the model to another device, never to another precision."""

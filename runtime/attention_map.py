@@ -110,8 +110,12 @@ def layers_and_heads(package: Package) -> tuple[int, int]:
     outputs = {spec.name: spec for spec in package.signature.outputs}
     layers = next(layer for layer in count() if f"attentions.{layer}" not in outputs)
     heads = outputs["attentions.0"].axes[1] if layers else None
-    if VISIBLE not in outputs or not isinstance(heads, int):
-        raise PackageError(f"{package.path} returns no attention weights; export it with -o output_attentions=true")
+    if not isinstance(heads, int):
+        raise PackageError(f"{package.path} returns no attention weights; export an encoder -o output_attentions=true")
+    if VISIBLE not in outputs:
+        raise PackageError(
+            f"{package.path} has no output {VISIBLE}, which says what is masked; packages of encoders have"
+        )
     return layers, heads
 
 

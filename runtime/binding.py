@@ -9,6 +9,7 @@ import numpy as np
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
 from isoformer.runtime.providers import onnxruntime_module
 from isoformer.runtime.session import Session, first_line
+from isoformer.runtime.subnormals import flushed
 
 PAST, PRESENT = "past_key_values.", "present."
 NEEDED = ("input_ids", "attention_mask", "position_ids", "logits_positions")
@@ -125,7 +126,8 @@ class Decoder:
         for name in self._outputs:  # get_outputs() answers in this order
             binding.bind_output(name, "cpu" if name == "logits" else device)
         try:
-            ort.run_with_iobinding(binding)
+            with flushed():
+                ort.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base
             raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
         logits, *present = binding.get_outputs()

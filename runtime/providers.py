@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from isoformer.runtime.errors import IsoformerError, ProviderError
+from isoformer.runtime.subnormals import flushed
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -79,17 +80,19 @@ def open_session(
     options.enable_profiling = profile
     if threads is not None:
         options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         _require_driver()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             ort.preload_dlls()
-    session = ort.InferenceSession(
-        model,
-        sess_options=options,
-        providers=[(chosen.full_name, chosen.options)],
-        disabled_optimizers=list(chosen.disabled_optimizers),
-    )
+    with flushed():  # ONNX Runtime sets the mode in the thread that opens its first session, and leaves it so
+        session = ort.InferenceSession(
+            model,
+            sess_options=options,
+            providers=[(chosen.full_name, chosen.options)],
+            disabled_optimizers=list(chosen.disabled_optimizers),
+        )
     if provider != "cpu":
         _refuse_fallback(session, chosen)
     return session

@@ -10,6 +10,7 @@ import numpy as np
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
 from isoformer.runtime.package import Package, TensorSpec, load
 from isoformer.runtime.providers import ProviderName, open_session
+from isoformer.runtime.subnormals import flushed
 
 ORT_TYPES = {
     "tensor(bool)": "bool",
@@ -64,7 +65,8 @@ class Session:
         if not names:
             return {}  # to ONNX Runtime no name means all
         try:
-            values = self.inference.run(names, feeds)
+            with flushed():
+                values = self.inference.run(names, feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base
             raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))

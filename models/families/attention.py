@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from isoformer.models import masks, positions
@@ -74,6 +75,10 @@ class Config:
             raise ValueError(f"key_size {self.key_size} is for cross; else keys are as wide as hidden_size")
         if self.cache and not self.causal and self.mask_rank == 2:
             raise ValueError("with a cache the layer is causal, or an attention_mask of rank 3 or 4 says who sees whom")
+        if not 0 < self.norm_eps < 1:
+            raise ValueError(f"norm_eps is {self.norm_eps}; it is between 0 and 1")
+        with torch.device("meta"):  # refuses what its parts refuse, and computes nothing
+            Model(self)
 
     @property
     def masks(self) -> MaskRule:
@@ -82,16 +87,6 @@ class Config:
         return MaskRule(tuple(self.mask_inputs), self.mask_rank, self.mask_heads, self.causal, *window)
 
 
-TINY = Config(
-    hidden_size=24,
-    num_heads=4,
-    num_kv_heads=2,
-    causal=True,
-    cache=True,
-    left_window=9,
-    position_kind="rotary",
-    qk_norm=True,
-)
 BATCH, LENGTH = "batch_size", "sequence_length"
 PAST, TOTAL, ENCODER = "past_sequence_length", "total_sequence_length", "encoder_sequence_length"
 HIDDEN, CROSS = "hidden_states", "encoder_hidden_states"
@@ -164,12 +159,16 @@ class Model(nn.Module):
     def forward(self, hidden_states: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
         """hidden_states (B, Lq, E) and the other inputs of the signature by name → its outputs by name."""
         source = inputs.get(CROSS, hidden_states)
+        missing = [name for name in (PAST_KEY, PAST_VALUE) if self.config.cache and name not in inputs]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} is not given: with a cache it goes in, at first with no positions")
         past = KVCache(inputs[PAST_KEY], inputs[PAST_VALUE]) if self.config.cache else None
         query_length, key_length = hidden_states.shape[1], source.shape[1] + (past.length if past is not None else 0)
         prefix = "encoder_" if self.config.cross else ""
-        mask = self.config.masks.build(inputs, query_length, key_length, prefix=prefix, device=hidden_states.device)
+        batch, device = hidden_states.shape[0], hidden_states.device
+        mask = self.config.masks.build(inputs, query_length, key_length, prefix=prefix, batch=batch, device=device)
         if mask is not None:
-            sizes = (hidden_states.shape[0], self.config.num_heads, query_length, key_length)
+            sizes = (batch, self.config.num_heads, query_length, key_length)
             mask = masks.normalize(mask, *sizes)
         output, shares, cache = self.attention.compute(
             hidden_states,
@@ -231,3 +230,15 @@ def _layer(config: Config) -> MultiHeadAttention:
         qk_norm=partial(nn.RMSNorm, eps=config.norm_eps) if config.qk_norm else None,
         rotary=rotary,
     )
+
+
+TINY = Config(
+    hidden_size=24,
+    num_heads=4,
+    num_kv_heads=2,
+    causal=True,
+    cache=True,
+    left_window=9,
+    position_kind="rotary",
+    qk_norm=True,
+)

@@ -185,7 +185,7 @@ class Model(nn.Module):
             raise ValueError(f"length {length} is over the {self.config.max_length} that the model takes")
         if attention_mask is not None:
             mask_inputs["attention_mask"] = attention_mask
-        mask = self.config.masks.build(mask_inputs, length, length, device=input_ids.device)
+        mask = self.config.masks.build(mask_inputs, length, length, batch=batch, device=input_ids.device)
         if mask is not None:
             mask = masks.normalize(mask, batch, self.config.num_heads, length, length)
         real = self._real(input_ids, mask_inputs, mask)

@@ -22,3 +22,19 @@ def test_a_manifest_says_which_kind_of_scaling_its_positions_have(monkeypatch):
 def test_what_is_no_model_is_refused_with_what_there_is(name):
     with pytest.raises(ExportError, match=rf"{name} is neither .*{', '.join(registry.names())}.*nor module:callable"):
         source.resolve(name)
+
+
+def test_a_scaling_is_given_as_checkpoints_write_it():
+    found = source.resolve(
+        "attention",
+        options=["position_kind=rotary", "head_dim=8", 'rotary_scaling={"rope_type": "linear", "factor": 2.0}'],
+    )
+    assert found.provenance["config"]["rotary_scaling"] == {"factor": 2.0, "kind": "LinearScaling"}
+
+
+@pytest.mark.parametrize("text", ["2", "linear", '{"rope_type": "linear"}', '{"rope_type": "spiral"}', "[2]"])
+def test_what_is_no_scaling_is_refused_in_one_line(text):
+    with pytest.raises(ExportError, match=r'rotary_scaling is like \{"rope_type"') as caught:
+        source.resolve("attention", options=["position_kind=rotary", f"rotary_scaling={text}"])
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -843,8 +843,8 @@ def test_cached_keys_are_normed_and_turned_and_values_are_not():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"head_dim": 0}, "head_dim is 0; it must be at least 1"),
-        ({"head_dim": -2, "value_head_dim": 3}, "head_dim is -2; it must be at least 1"),
+        ({"head_dim": 0}, "head_dim is 0; it must be a whole number"),
+        ({"head_dim": -2, "value_head_dim": 3}, "head_dim is -2; it must be a whole number"),
         ({"value_head_dim": 0}, "value_head_dim is 0; it must be at least 1"),
         ({"rotary": Rotary(6)}, "rotary is for heads of 6, the layer has heads of 4"),
         ({"head_dim": 6, "rotary": Rotary(4)}, "rotary is for heads of 4, the layer has heads of 6"),
@@ -933,3 +933,15 @@ def test_the_layer_compiles_into_one_graph(axes):
     torch.compiler.reset()
     compiled = torch.compile(layer, backend="eager", fullgraph=True, dynamic=False)
     close(compiled(*example), layer(*example))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("level", [7e4, -7e4, 0.0])
+def test_a_float32_bias_keeps_its_range_and_its_digits_beside_half_precision(dtype, level):
+    """The same on every key it changes nothing, and float16 has no number so large."""
+    query, key, value = (x.to(dtype) for x in inputs(dtype=torch.float32))
+    bias = torch.full((1, 1, 1, LK), level)
+    close(attend(query, key, value, bias=bias), attend(query, key, value), 0.02)
+    near = bias * 0 + 100 + torch.arange(LK) / 10  # bfloat16 holds 100.5 and 100, and nothing between
+    exact = attend(query.double(), key.double(), value.double(), bias=near.double())
+    close(attend(query, key, value, bias=near).double(), exact, 0.02)

@@ -70,7 +70,7 @@ def one_by_one(rule: MaskRule, inputs: dict[str, Tensor], query_length: int = LQ
 
 
 def built(rule: MaskRule, inputs: dict[str, Tensor], query_length: int = LQ, **options: Any) -> Tensor:
-    mask = rule.build(inputs, query_length, LK, **options)
+    mask = rule.build(inputs, query_length, LK, batch=len(next(iter(inputs.values()), range(B))), **options)
     assert mask is not None
     assert mask.dtype == torch.bool
     return masks.normalize(mask, B, H, query_length, LK).expand(B, H, query_length, LK)
@@ -89,7 +89,7 @@ def test_every_set_of_inputs_is_the_and_of_what_each_says(rank, order):
         for query_length in (LQ, LK, 1):
             inputs = given_inputs(rank, query_length)
             if not names and not order:
-                assert rule.build(inputs, query_length, LK) is None
+                assert rule.build(inputs, query_length, LK, batch=B) is None
                 continue
             assert torch.equal(built(rule, inputs, query_length), one_by_one(rule, inputs, query_length)), names
 
@@ -126,7 +126,7 @@ def test_names_stand_behind_a_prefix():
     rule = MaskRule(("attention_mask", "sequence_lengths"))
     assert torch.equal(built(rule, behind, prefix="encoder_"), built(rule, inputs))
     with pytest.raises(ValueError, match="built from encoder_attention_mask, which is not given"):
-        rule.build(inputs, LQ, LK, prefix="encoder_")
+        rule.build(inputs, LQ, LK, batch=B, prefix="encoder_")
 
 
 def test_an_empty_prefix_is_causal_and_a_whole_one_hides_nothing():
@@ -157,14 +157,15 @@ def test_padding_tokens_of_a_packed_row_see_nothing_and_are_not_seen():
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_mask_of_another_rank_is_refused_and_not_read_as_something_else(rank, shape, causal):
     """(B, Lq, Lk) beside a causal mask (1, 1, Lq, Lk) would be B heads."""
-    with pytest.raises(ValueError, match="the mask has shape") as error:
-        MaskRule(rank=rank, causal=causal).build({"attention_mask": torch.ones(shape)}, LQ, LK)
-    assert f"{shape}; it has {rank} axes here" in str(error.value)
+    with pytest.raises(ValueError, match="attention_mask has shape") as error:
+        MaskRule(rank=rank, causal=causal).build({"attention_mask": torch.ones(shape)}, LQ, LK, batch=B)
+    wanted = {2: (B, LK), 3: (B, LQ, LK), 4: (B, 1, LQ, LK)}[rank]
+    assert f"{shape}; it is {wanted} here" in str(error.value)
 
 
 def test_other_numbers_are_refused():
     with pytest.raises(ValueError, match="other than 0 and 1"):
-        MaskRule().build({"attention_mask": torch.tensor([[0.0, -1e4]])}, 2, 2)
+        MaskRule().build({"attention_mask": torch.tensor([[0.0, -1e4]])}, 2, 2, batch=1)
 
 
 def test_rows_stand_where_the_keys_end_also_behind_a_cache():

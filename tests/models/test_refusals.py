@@ -55,7 +55,17 @@ REFUSED = {
     "mask of one axis": (lambda: attend(Q, KEY, KEY, ones(LK)), r"\(5,\).*\(2, 5\)"),
     "mask of other keys": (lambda: attend(Q, KEY, KEY, ones(B, 4)), r"\(2, 4\).*\(2, 5\)"),
     "mask of other heads": (lambda: attend(Q, KEY, KEY, ones(B, 3, LQ, LK)), r"\(2, 3, 3, 5\).*\(2, 4, 3, 5\)"),
+    "a list": (lambda: attend(Q, KEY, KEY, [[1] * LK] * B), "the mask is a list"),  # pyright: ignore
+    "integers": (lambda: attend(Q.long(), KEY.long(), KEY.long()), "torch.int64"),
+    "vectors of nothing": (lambda: attend(Q[..., :0], KEY[..., :0], KEY), r"\(2, 4, 3, 0\)"),
+    "scale of letters": (lambda: attend(Q, KEY, KEY, scale="x"), "scale is 'x'"),  # pyright: ignore
     # builders of masks
+    "lengths past the keys": (lambda: masks.lengths(torch.tensor([9, 1]), LK), r"\[9, 1\]; there are 5 keys"),
+    "negative lengths": (lambda: masks.lengths(torch.tensor([-2, 1]), LK), r"\[-2, 1\]"),
+    "broken lengths": (lambda: masks.lengths(torch.tensor([1.5, 1]), LK), "torch.float32"),
+    "broken offset": (lambda: masks.causal(LQ, LK, offset=1.5), "offset is 1.5"),  # pyright: ignore
+    "combine of one key": (lambda: masks.combine(masks.padding(ones(B, 1)), masks.causal(LQ, LK)), r"\(2, 1, 1, 1\)"),
+    "more queries than positions": (lambda: masks.distance(5, 3, positions=ones(B, 3)), r"\(2, 3\).*5 queries"),
     "padding of one axis": (lambda: masks.padding(ones(LK)), r"\(5,\)"),
     "lengths of two axes": (lambda: masks.lengths(ones(B, 1), LK), r"\(2, 1\)"),
     "prefix of two axes": (lambda: masks.prefix(LQ, LK, ones(B, 1)), r"\(2, 1\)"),
@@ -83,10 +93,22 @@ REFUSED = {
     "rule of rank 5": (lambda: MaskRule(rank=5), "is 5; it is 2, 3 or 4"),
     "rule without heads": (lambda: MaskRule(heads=0), "for 0 heads"),
     "rule of half a window": (lambda: MaskRule(left_window=0.5), "0.5 keys"),  # pyright: ignore[reportArgumentType]
-    "rule without its input": (lambda: MaskRule().build({}, LQ, LK), "attention_mask, which is not given"),
+    "rule without its input": (lambda: MaskRule().build({}, LQ, LK, batch=B), "attention_mask, which is not given"),
     "rule of another rank": (
-        lambda: MaskRule().build({"attention_mask": ones(B, LQ, LK)}, LQ, LK),
-        r"\(2, 3, 5\).*2 axes",
+        lambda: MaskRule().build({"attention_mask": ones(B, LQ, LK)}, LQ, LK, batch=B),
+        r"\(2, 3, 5\).*\(2, 5\)",
+    ),
+    "rule of the new token's mask alone": (
+        lambda: MaskRule(causal=True).build({"attention_mask": ones(B, 1)}, 1, LK, batch=B),
+        r"\(2, 1\).*\(2, 5\)",
+    ),
+    "rule of one row's mask": (
+        lambda: MaskRule(causal=True).build({"attention_mask": ones(1, LK)}, 1, LK, batch=B),
+        r"\(1, 5\).*\(2, 5\)",
+    ),
+    "rule of short segments": (
+        lambda: MaskRule(("segment_ids",)).build({"segment_ids": ones(B, 2)}, LQ, LK, batch=B),
+        r"\(2, 2\).*\(2, 5\)",
     ),
     # layers
     "no heads": (lambda: MultiHeadAttention(12, 0), "num_heads is 0"),
@@ -107,6 +129,11 @@ REFUSED = {
         lambda: layer(rotary=Rotary(4)).compute(X, X, X, positions=ones(B, 2)),
         r"\(2, 2\).*",
     ),
+    "turns of another length": (
+        lambda: layer(rotary=Rotary(4)).compute(X, X, X, positions=Rotary(4).cos_sin(2, torch.float32)),
+        r"\(1, 1, 2, 2\)",
+    ),
+    "half a head": (lambda: MultiHeadAttention(12, 6.0), "num_heads is 6.0"),  # pyright: ignore
     # cache
     "cache of other heads": (lambda: CACHE.append(KEY[:, :1], KEY[:, :1]), r"\(2, 1, 5, 6\).*\(2, 2, 0, 6\)"),
     "cache of another dtype": (lambda: CACHE.append(KEY.half(), KEY.half()), "torch.float16 .* torch.float32"),
@@ -123,6 +150,12 @@ REFUSED = {
     "position past the table": (lambda: SinusoidalPositions(7, 8)(torch.tensor([[3, 7]])), "position 7 .* 0 … 6"),
     "negative position": (lambda: LearnedPositions(7, 8)(torch.tensor([[3, -2]])), "position -2 .* 0 … 6"),
     "counting along one axis": (lambda: positions.count_real(ones(LK)), r"\(5,\)"),
+    "positions of floats": (lambda: LearnedPositions(7, 8)(torch.tensor([[0.5]])), "torch.float32"),
+    "endless base": (lambda: Rotary(4, base=math.inf), "base is inf"),
+    "negative factor of YaRN": (
+        lambda: positions.YarnScaling(2.0, 8, attention_factor=-1.0),
+        "attention_factor is -1.0",
+    ),
     "odd rotary": (lambda: Rotary(5), "5"),
     "rotary of other heads' size": (lambda: Rotary(4)(Q, 0), r"4.*\(2, 4, 3, 6\)"),
     "rotary positions": (lambda: Rotary(D)(Q, ones(B, LK)), r"\(2, 5\)"),
@@ -133,6 +166,14 @@ REFUSED = {
     "attention: kv heads": (lambda: attention.Config(12, 4, num_kv_heads=3), "num_heads 4 .* num_kv_heads 3"),
     "attention: heads of the mask": (lambda: attention.Config(12, 4, mask_rank=4, mask_heads=3), "mask_heads is 3.*4"),
     "attention: no width": (lambda: attention.Config(0, 4), "hidden_size is 0"),
+    "attention: softcap": (lambda: attention.Config(12, 4, softcap=0.0), "softcap is 0.0"),
+    "attention: epsilon": (lambda: attention.Config(12, 4, norm_eps=-1.0), "norm_eps is -1.0"),
+    "attention: odd heads that turn": (lambda: attention.Config(12, 4, position_kind="rotary"), "rotary_dim 3"),
+    "attention: buckets": (lambda: attention.Config(12, 4, position_kind="relative", relative_buckets=1), "1"),
+    "attention: no past": (
+        lambda: attention.Model(attention.Config(12, 4, cache=True, causal=True))(X, attention_mask=ones(B, LQ)),
+        "past_key_values.0.key",
+    ),
     "encoder: heads": (lambda: replace(encoder.TINY, num_heads=5), "hidden_size 33 .* num_heads 5"),
     "encoder: window": (lambda: replace(encoder.TINY, left_window=-1), "-1 keys to the left"),
     "decoder: kv heads": (lambda: replace(decoder.TINY, num_kv_heads=3), "num_heads 4 .* num_kv_heads 3"),

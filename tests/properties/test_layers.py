@@ -57,7 +57,7 @@ def test_masks_are_what_their_inputs_mean(name, build, data):
     wanted = layer.visible(inputs)
     tensors = {name: torch.from_numpy(x) for name, x in inputs.items()}
     prefix = "encoder_" if layer.config.cross else ""
-    mask = layer.config.masks.build(tensors, *wanted.shape[2:], prefix=prefix)
+    mask = layer.config.masks.build(tensors, *wanted.shape[2:], prefix=prefix, batch=len(wanted))
     assert np.array_equal(np.broadcast_to(mask.numpy(), wanted.shape), wanted)
 
 

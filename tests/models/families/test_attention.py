@@ -115,7 +115,7 @@ def by_hand(model: Model, given: dict[str, Tensor]) -> dict[str, Tensor]:
         k = torch.cat([given["past_key_values.0.key"], k], 2)
         v = torch.cat([given["past_key_values.0.value"], v], 2)
     lq, lk = q.shape[2], k.shape[2]
-    mask = c.masks.build(given, lq, lk, prefix="encoder_" if c.cross else "")
+    mask = c.masks.build(given, lq, lk, prefix="encoder_" if c.cross else "", batch=B)
     bias = None
     tokens = (given.get("attention_mask", torch.ones(B, lk)).cumsum(1) - 1).clamp(min=0).long()  # (B, Lk)
     behind = tokens[:, lk - lq :, None] - tokens[:, None, :]  # counted in tokens, not in places

@@ -279,7 +279,7 @@ def test_the_mask_as_applied_is_given_with_the_weights(names):
         "attention_mask": torch.tensor([[1, 0, 1, 1, 1]]).expand(3, 5),
     }
     out = model(random_ids(3, 5), **{name: given[name] for name in names})
-    want = model.config.masks.build(given, 5, 5)
+    want = model.config.masks.build(given, 5, 5, batch=3)
     assert want is not None
     assert torch.equal(out["attention_visible"], want.expand(3, 1, 5, 5))
     for layer in range(2):
