@@ -35,9 +35,11 @@ class Evidence:
     tolerances: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def torch_runner(model: nn.Module, signature: Signature, dtype: torch.dtype) -> Callable[[Arrays], Arrays]:
-    """The module in `dtype` on the CPU, arrays in and arrays out."""
-    model = copy.deepcopy(model).to(dtype).eval()
+def torch_runner(
+    model: nn.Module, signature: Signature, dtype: torch.dtype, *, copied: bool = True
+) -> Callable[[Arrays], Arrays]:
+    """The module in `dtype` on the CPU, arrays in and arrays out; a copy of it unless it is to be watched."""
+    model = (copy.deepcopy(model) if copied else model).to(dtype).eval()
 
     def run(inputs: Arrays) -> Arrays:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}

@@ -8,13 +8,14 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from isoformer.export import checks, evidence, package, reference
+from isoformer.export import checks, evidence, package, reference, variants
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Progress
 from isoformer.export.graph import to_onnx
+from isoformer.export.variants import PRECISIONS
 from isoformer.models.checkpoints import TextFile
 from isoformer.models.signature import Signature
-from isoformer.runtime.package import Package, load
+from isoformer.runtime.package import WEIGHTS, Package, load
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import Report
 from isoformer.runtime.session import Session
@@ -33,6 +34,8 @@ def export(
     files: Iterable[Path | TextFile] = (),
     provenance: dict[str, Any] | None = None,
     force: bool = False,
+    precision: str = "float32",
+    text: str | None = None,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Package:
@@ -41,7 +44,9 @@ def export(
     model: any module whose forward takes the signature's inputs by name and returns its outputs, as
     a tensor, a tuple in order, or a dict by name. task: JSON data for the runtime, with a "name".
     files: configuration and tokenizer files to carry along. provenance: JSON data for the manifest.
-    force: replace a package that stands at `path`. progress: called with a stage, steps done, steps in all.
+    force: replace a package that stands at `path`. precision: of a decoder, float32, int8 or int4: what it runs in
+    unless asked otherwise, as a variant beside the canonical graph; text: what that variant's quality is measured
+    on, see `variants`. progress: called with a stage, steps done, steps in all.
 
     The package appears at `path` complete or not at all. Raises ExportError when an axis is not
     open, an operator is not standard, a weight is repeated or an answer differs.
@@ -49,6 +54,10 @@ def export(
     wide = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == "float64"]
     if wide:
         raise ExportError(f"{', '.join(wide)} is float64, which is for references; export the model in float32")
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if precision != "float32" and not signature.windows:
+        raise ExportError(f"precision {precision} is for decoders with a cache; this model has float32")
     with package.staged(Path(path), force=force) as folder:
         training = model.training
         model.eval()
@@ -56,7 +65,8 @@ def export(
             progress("graph", 0, 1)
             graph = to_onnx(model, signature, opset)
             checks.check(graph, signature, opset)
-            _save(graph, folder, external_data_bytes)
+            # The variants of a decoder read the same file of weights.
+            _save(graph, folder, 0 if signature.windows else external_data_bytes)
             progress("graph", 1, 1)
             plain = RuntimeSignature.read(signature.to_dict())
             runners = {
@@ -64,25 +74,35 @@ def export(
                 reference.NAME: reference.runner(folder / "model.onnx"),
             }
             found = evidence.gather(model, signature, runners, progress)
+            _refuse_other_answers(found)
+            for file in files:
+                if isinstance(file, TextFile):
+                    (folder / file.name).write_text(file.content, encoding="utf-8")
+                else:
+                    shutil.copyfile(file, folder / file.name)
+            made = variants.Made()
+            if signature.windows:
+                made = variants.make(folder, model, signature, opset, precision, text, progress)
+                found.comparisons += made.comparisons
+                _refuse_other_answers(found)
         finally:
             model.train(training)
-        if found.notes:  # what it cannot run, it says nothing about
-            found.comparisons = [c for c in found.comparisons if c.runtime != reference.NAME]
-        report = Report(found.comparisons)
-        if not report.passed:
-            first = report.failures[0].line() if report.failures else "nothing was compared"
-            raise ExportError(f"the exported graph does not compute the same: {first} ({len(report.failures)} such)")
-        for file in files:
-            if isinstance(file, TextFile):
-                (folder / file.name).write_text(file.content, encoding="utf-8")
-            else:
-                shutil.copyfile(file, folder / file.name)
-        package.write(folder, signature, graph, task, opset, provenance or {}, found, name=Path(path).name)
+        name = Path(path).name
+        package.write(folder, signature, graph, task, opset, provenance or {}, found, made, precision, name=name)
     return load(path)
+
+
+def _refuse_other_answers(found: evidence.Evidence) -> None:
+    if found.notes:  # what it cannot run, it says nothing about
+        found.comparisons = [c for c in found.comparisons if c.runtime != reference.NAME]
+    report = Report(found.comparisons)
+    if not report.passed:
+        first = report.failures[0].line() if report.failures else "nothing was compared"
+        raise ExportError(f"the exported graph does not compute the same: {first} ({len(report.failures)} such)")
 
 
 def _save(graph: ir.Model, folder: Path, external_data_bytes: int) -> None:
     """model.onnx, with its weights in model.onnx_data where they are more than `external_data_bytes`."""
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
-    external = "model.onnx_data" if size > external_data_bytes else None
+    external = WEIGHTS if size > external_data_bytes else None
     ir.save(graph, folder / "model.onnx", external_data=external)

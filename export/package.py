@@ -17,7 +17,9 @@ import onnx_ir as ir
 
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence
+from isoformer.export.variants import Made
 from isoformer.models.signature import Signature
+from isoformer.runtime import decoding
 from isoformer.runtime.onnx_file import operators
 from isoformer.runtime.package import MANIFEST, SCHEMA, sha256
 from isoformer.runtime.parity import FACTOR, Comparison, Report, by_mask_and_length
@@ -81,6 +83,8 @@ def write(
     opset: int,
     provenance: dict[str, Any],
     evidence: Evidence,
+    made: Made,
+    preferred: str,
     name: str,
 ) -> None:
     """Everything but the model itself and the carried files, the manifest last."""
@@ -94,12 +98,18 @@ def write(
                 (target / f"{kind}_{index}.pb").write_bytes(tensor.SerializeToString())
         golden[target.name] = evidence.grid[case]
     np.savez_compressed(folder / GRID_FILE, **evidence.grid_arrays)  # pyright: ignore[reportArgumentType]
+    if made.arrays:
+        np.savez_compressed(folder / decoding.FILE, **made.arrays)  # pyright: ignore[reportArgumentType]
+    precision = "float16" if any(spec.dtype == "float16" for spec in signature.outputs) else "float32"
     manifest = {
         "schema": SCHEMA,
         "name": name,
         **provenance,
         "task": task,
-        "precision": "float16" if any(spec.dtype == "float16" for spec in signature.outputs) else "float32",
+        "precision": precision,
+        "preferred": precision if preferred == "float32" else preferred,
+        "variants": made.variants,
+        "decoding": made.decoding,
         "opset": opset,
         "signature": signature.to_dict(),
         "mask_contract": MASK_CONTRACT,
@@ -115,7 +125,7 @@ def write(
         },
         "tolerances": evidence.tolerances,
         "parity": parity_table(evidence.comparisons),
-        "notes": sorted(set(evidence.notes)),
+        "notes": sorted({*evidence.notes, *made.notes}),
         "golden": golden,
         "grid": evidence.grid,
     }
@@ -182,9 +192,31 @@ own float32 on the same inputs; the last column is the largest error as a share 
 | runtime | cases | values | largest share |
 |---|---|---|---|
 {parity}
-
+{_variants(manifest)}
 Latency on your machine: `isoformer bench .`
 """
+
+
+def _variants(manifest: dict[str, Any]) -> str:
+    """The card's part on the other graphs; nothing where there are none."""
+    rows = []
+    for name, variant in manifest["variants"].items():
+        gate = variant.get("gate")
+        quality = f"{gate['perplexity']:.2f} | {gate['ratio']:.3f} | {gate['agreement']:.3f}" if gate else "| |"
+        rows.append(f"| {name} | {variant['cache']} | {quality} |")
+    if not rows:
+        return ""
+    return "\n".join(
+        [
+            "",
+            f"## Variants\n\n`isoformer run` takes {manifest['preferred']} unless `--precision` says otherwise. The "
+            "perplexity is that of the text that comes with isoformer, or was given at export.\n",
+            "| variant | cache | perplexity | of float32's | same likeliest token |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
 
 
 def _onnxruntime_version() -> str:

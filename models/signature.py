@@ -67,6 +67,8 @@ class Signature:
     model to it. A model that counts positions from the left end of the rectangle lists "right" alone.
     `chunked` promises that a sequence given in parts, `present.*` of one going in as `past_key_values.*`
     of the next, has the answers of the sequence given whole; verification holds the model to that too.
+    `windows` says of each layer i with a cache, past_key_values.{i}, that its queries see what attention_mask,
+    causality and a window of so many keys let them, None for no limit: an operator may build the mask itself.
 
     Raises ValueError when a name is used twice or an output has an axis that no input has.
     """
@@ -76,6 +78,7 @@ class Signature:
     axes: dict[str, Axis] = field(default_factory=dict)
     padding: tuple[Literal["left", "right"], ...] = ("right", "left")
     chunked: bool = False
+    windows: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in (*self.inputs, *self.outputs)]
@@ -115,4 +118,5 @@ class Signature:
             },
             "padding": list(self.padding),
             "chunked": self.chunked,
+            "windows": list(self.windows),
         }

@@ -1,4 +1,4 @@
-"""The steps of a decoder behind its cache: keys and values stay ONNX Runtime's own from one step to the next."""
+"""The steps of a decoder behind its cache, whose keys and values stay ONNX Runtime's own from one step to the next."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -7,42 +7,46 @@ from typing import Any
 import numpy as np
 
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
+from isoformer.runtime.package import TensorSpec
 from isoformer.runtime.providers import onnxruntime_module
 from isoformer.runtime.session import Session, first_line
 from isoformer.runtime.subnormals import flushed
 
 PAST, PRESENT = "past_key_values.", "present."
 NEEDED = ("input_ids", "attention_mask", "position_ids", "logits_positions")
+Tokens = Sequence[Sequence[int]]
 
 
 class Decoder:
     """A batch of token sequences, and the keys and values that the package's graph has computed of them.
 
-    tokens: the B sequences. They end at the same place of the cache, whose P positions are the length
-    of the longest: in front of a shorter one stands padding, masked out.
+    tokens: the B sequences. How their cache lies in memory depends on the session's graph: see `PlainCache`
+    and `SharedCache`.
 
     Raises PackageError for a package that is no decoder with a cache (see `isoformer.models.families.decoder`).
     """
 
     def __init__(self, session: Session) -> None:
         inputs = {spec.name: spec for spec in session.signature.inputs}
-        self._past = [spec for spec in inputs.values() if spec.name.startswith(PAST)]
-        outputs = ["logits", *(PRESENT + spec.name.removeprefix(PAST) for spec in self._past)]
-        if not self._past or set(NEEDED) - inputs.keys() or outputs != [s.name for s in session.signature.outputs]:
+        past = [spec for spec in inputs.values() if spec.name.startswith(PAST)]
+        outputs = ["logits", *(_present(spec) for spec in past)]
+        if not past or set(NEEDED) - inputs.keys() or outputs != [s.name for s in session.signature.outputs]:
             raise PackageError(f"{session.package.path} is not a decoder with a cache, so it continues no text")
         self.session = session
         self.limit = inputs["position_ids"].high  # tokens a sequence, None without a limit
         self.vocab_size = inputs["input_ids"].high
         self.tokens: list[list[int]] = []
-        self._outputs = outputs
-        self._cache: list[Any] = []  # an OrtValue (B, K, P, D) for each of `_past`
+        self._width = int(session.signature.outputs[0].axes[2])  # of the logits
+        self._cache: PlainCache | SharedCache = (
+            SharedCache(past, self.limit) if session.shared_cache else PlainCache(past, session.provider)
+        )
 
     @property
     def length(self) -> int:
-        """P."""
+        """P: of the longest sequence."""
         return max(map(len, self.tokens), default=0)
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, int]:
+    def start(self, prompts: Tokens) -> tuple[np.ndarray, int]:
         """The logits (B, vocabulary) behind each prompt, which replace whatever was there.
 
         One prompt that begins as the one sequence here does computes only the rest; the number that is
@@ -59,48 +63,55 @@ class Decoder:
         self._cut(shared)
         return self.append([prompt[shared:] for prompt in prompts]), shared
 
-    def append(self, new: Sequence[Sequence[int]]) -> np.ndarray:
+    def append(self, new: Tokens) -> np.ndarray:
         """The logits (B, vocabulary) behind each sequence with its new tokens, at least one.
 
         Raises InputError when sequences that hold tokens already get different numbers of them.
         """
-        width, past = max(map(len, new)), self.length
-        if past and any(len(row) != width for row in new):
+        width = max(map(len, new))
+        if self.length and any(len(row) != width for row in new):
             raise InputError(f"sequences get {sorted({len(row) for row in new})} new tokens; all get as many")
-        held = self.tokens or [[] for _ in new]
-        if len(held) != len(new):
-            raise InputError(f"there are new tokens for {len(new)} sequences; there are {len(held)}")
-        ids = np.zeros((len(new), width), np.int64)
-        for row, tokens in enumerate(new):
-            ids[row, width - len(tokens) :] = tokens
-        held = [[*old, *more] for old, more in zip(held, new, strict=True)]
-        begins = past + width - np.array([[len(row)] for row in held])  # (B, 1): the padding in front
-        columns = np.arange(past + width)
-        arrays = {
-            "input_ids": ids,
-            "attention_mask": (columns >= begins).astype(np.int64),
-            "position_ids": np.maximum(columns[past:] - begins, 0),
-            "logits_positions": np.full((len(new), 1), width - 1),
-        }
-        logits, self._cache = self._run(arrays)
-        self.tokens = held
-        return logits
+        if self.tokens and len(self.tokens) != len(new):
+            raise InputError(f"there are new tokens for {len(new)} sequences; there are {len(self.tokens)}")
+        if self.length and width > 1 and len(new) > 1 and isinstance(self._cache, SharedCache):
+            for column in range(width - 1):  # its operator takes several rows one token at a time
+                self._step([[row[column]] for row in new])
+            new = [[row[-1]] for row in new]
+        return self._step(new)
+
+    def score(self, sequences: Tokens) -> list[np.ndarray]:
+        """The logits (length, vocabulary) behind every token of each sequence, in one pass.
+
+        They replace whatever was there. Raises InputError as `start` does.
+        """
+        for sequence in sequences:
+            self._check(sequence)
+        self._cut(0)
+        width = max(map(len, sequences))
+        logits = self._run(sequences, np.tile(np.arange(width), (len(sequences), 1)))
+        begins = [self._cache.begin(width, len(row)) for row in sequences]
+        return [logits[row, begin : begin + len(sequences[row])] for row, begin in enumerate(begins)]
 
     def take(self, rows: Sequence[int]) -> None:
         """Keeps the sequences `rows`, in that order; one may be taken several times."""
         if list(rows) == list(range(len(self.tokens))):
             return
         before, self.tokens = self.length, [list(self.tokens[row]) for row in rows]
-        unused = before - self.length  # in front of every sequence that is left
-        self._cache = [self._to_device(self._to_numpy(value)[rows, :, unused:]) for value in self._cache]
+        self._cache.take(rows, before, self.length)
+
+    def _step(self, new: Tokens) -> np.ndarray:
+        width = max(map(len, new))
+        last = [self._cache.begin(width, len(row)) + len(row) - 1 for row in new]
+        return self._run(new, np.array(last)[:, None])[:, 0]
 
     def _cut(self, length: int) -> None:
         """Forgets every token from place `length` of the one sequence on; everything, if `length` is 0."""
         if length == 0:
-            self.tokens, self._cache = [], []
+            self.tokens = []
+            self._cache.clear()
         elif length < self.length:
             self.tokens = [self.tokens[0][:length]]
-            self._cache = [self._to_device(self._to_numpy(value)[:, :, :length]) for value in self._cache]
+            self._cache.cut(length)
 
     def _check(self, prompt: Sequence[int]) -> None:
         if not prompt:
@@ -114,33 +125,164 @@ class Decoder:
                 f"a prompt holds ids from {min(prompt)} to {max(prompt)}; they go from 0 to {self.vocab_size - 1}"
             )
 
-    def _run(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, list[Any]]:
-        """logits (B, vocabulary) and the new cache, which the run leaves where the provider computes."""
-        ort, device = self.session.inference, self.session.provider
-        binding = ort.io_binding()
+    def _run(self, new: Tokens, asked: np.ndarray) -> np.ndarray:
+        """The logits (B, N, vocabulary) behind the places `asked` (B, N) of the new tokens, which become part of it."""
+        held = self.tokens or [[] for _ in new]
+        arrays = self._cache.inputs(held, new) | {"logits_positions": asked}
+        binding = self._cache.bind(self.session.inference)
         for name, array in arrays.items():
             binding.bind_cpu_input(name, array)
-        cache = self._cache or [self._to_device(self._nothing(spec, len(arrays["input_ids"]))) for spec in self._past]
-        for spec, value in zip(self._past, cache, strict=True):
-            binding.bind_ortvalue_input(spec.name, value)
-        for name in self._outputs:  # get_outputs() answers in this order
-            binding.bind_output(name, "cpu" if name == "logits" else device)
+        logits = np.empty((*asked.shape, self._width), np.float32)
+        binding.bind_ortvalue_output("logits", onnxruntime_module().OrtValue.ortvalue_from_numpy(logits))
         try:
             with flushed():
-                ort.run_with_iobinding(binding)
+                self.session.inference.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base
             raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
-        logits, *present = binding.get_outputs()
-        return logits.numpy()[:, 0], present
+        self._cache.keep(binding)
+        self.tokens = [[*old, *more] for old, more in zip(held, new, strict=True)]
+        return logits
+
+
+class PlainCache:
+    """Keys and values (B, K, P, D) that grow with each step, which copies them: the canonical graph's.
+
+    The sequences end at the same place, P being the length of the longest: in front of a shorter one stands
+    padding, masked out.
+    """
+
+    def __init__(self, past: list[TensorSpec], device: str) -> None:
+        self._past, self._device = past, device
+        self._values: list[Any] = []  # an OrtValue for each of `past`
 
     @staticmethod
-    def _nothing(spec: Any, batch: int) -> np.ndarray:
-        _, heads, _, size = spec.axes
-        return np.zeros((batch, heads, 0, size), spec.dtype)
+    def begin(width: int, length: int) -> int:
+        """Where the `length` tokens of a row begin among the `width` columns."""
+        return width - length
+
+    def inputs(self, held: Tokens, new: Tokens) -> dict[str, np.ndarray]:
+        past, width = max(map(len, held)), max(map(len, new))
+        ids = np.zeros((len(new), width), np.int64)
+        for row, tokens in enumerate(new):
+            ids[row, width - len(tokens) :] = tokens
+        lengths = np.array([[len(old) + len(more)] for old, more in zip(held, new, strict=True)])
+        begins, columns = past + width - lengths, np.arange(past + width)  # (B, 1): the padding in front
+        if not self._values:
+            self._values = [self._to_device(np.zeros(_sizes(spec, len(new), 0), spec.dtype)) for spec in self._past]
+        return {
+            "input_ids": ids,
+            "attention_mask": (columns >= begins).astype(np.int64),
+            "position_ids": np.maximum(columns[past:] - begins, 0),
+        }
+
+    def bind(self, inference: Any) -> Any:
+        """An IOBinding that reads the cache and makes the next."""
+        binding = inference.io_binding()
+        for spec, value in zip(self._past, self._values, strict=True):
+            binding.bind_ortvalue_input(spec.name, value)
+            binding.bind_output(_present(spec), self._device)
+        return binding
+
+    def keep(self, binding: Any) -> None:
+        """What the run has made."""
+        self._values = binding.get_outputs()[: len(self._past)]  # in the order in which they were bound
+
+    def take(self, rows: Sequence[int], before: int, length: int) -> None:
+        unused = before - length  # in front of every sequence that is left
+        self._values = [self._to_device(self._to_numpy(value)[rows, :, unused:]) for value in self._values]
+
+    def cut(self, length: int) -> None:
+        self._values = [self._to_device(self._to_numpy(value)[:, :, :length]) for value in self._values]
+
+    def clear(self) -> None:
+        self._values = []
 
     def _to_numpy(self, value: Any) -> np.ndarray:
         """A view on the CPU, a copy from elsewhere."""
-        return np.from_dlpack(value) if self.session.provider == "cpu" else value.numpy()
+        return np.from_dlpack(value) if self._device == "cpu" else value.numpy()
 
     def _to_device(self, array: np.ndarray) -> Any:
-        return onnxruntime_module().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.session.provider)
+        return onnxruntime_module().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
+
+
+class SharedCache:
+    """Keys and values (B, K, capacity, D) that are written in place, in the CPU's memory.
+
+    Each sequence begins at place 0, and behind its end stands what is not read. The capacity doubles when a
+    sequence outgrows it, so that n tokens cost fewer than n copied places in all.
+    """
+
+    SMALLEST = 256
+
+    def __init__(self, past: list[TensorSpec], limit: int | None) -> None:
+        self._past, self._limit = past, limit
+        self._arrays: list[np.ndarray] = []
+        self._values: list[Any] = []  # the same memory as OrtValues
+        self._binding: Any = None
+
+    @staticmethod
+    def begin(_width: int, _length: int) -> int:
+        """Where the tokens of a row begin among the columns."""
+        return 0
+
+    def inputs(self, held: Tokens, new: Tokens) -> dict[str, np.ndarray]:
+        past, width = np.array([[len(row)] for row in held]), max(map(len, new))
+        ids = np.zeros((len(new), width), np.int64)
+        for row, tokens in enumerate(new):
+            ids[row, : len(tokens)] = tokens
+        ends = past + np.array([[len(row)] for row in new])  # (B, 1)
+        self._reserve(len(new), int(ends.max()), int(past.max()))
+        return {
+            "input_ids": ids,
+            "attention_mask": (np.arange(int(ends.max())) < ends).astype(np.int64),
+            "position_ids": np.minimum(past + np.arange(width), ends - 1),
+        }
+
+    def bind(self, inference: Any) -> Any:
+        """An IOBinding whose past and present are the same memory; the same one until that moves."""
+        if self._binding is None:
+            self._binding = inference.io_binding()
+            for spec, value in zip(self._past, self._values, strict=True):
+                self._binding.bind_ortvalue_input(spec.name, value)
+                self._binding.bind_ortvalue_output(_present(spec), value)
+        return self._binding
+
+    def keep(self, binding: Any) -> None:
+        """Nothing: they are where they were."""
+
+    def take(self, rows: Sequence[int], _before: int, length: int) -> None:
+        if len(rows) == len(self._arrays[0]):
+            for array in self._arrays:
+                array[:, :, :length] = array[rows, :, :length]
+        else:
+            self._renew(len(rows), self._arrays[0].shape[2], [array[rows, :, :length] for array in self._arrays])
+
+    def cut(self, length: int) -> None:
+        """Nothing: what stands behind the end is not read."""
+
+    def clear(self) -> None:
+        """Nothing: the memory serves the next sequences."""
+
+    def _reserve(self, batch: int, length: int, used: int) -> None:
+        """Room for `length` tokens a sequence, of which the first `used` stay."""
+        if self._arrays and len(self._arrays[0]) == batch and self._arrays[0].shape[2] >= length:
+            return
+        capacity = max(self.SMALLEST, 1 << (length - 1).bit_length())
+        capacity = max(length, capacity if self._limit is None else min(capacity, self._limit))
+        self._renew(batch, capacity, [array[:, :, :used] for array in self._arrays] if used else [])
+
+    def _renew(self, batch: int, capacity: int, kept: list[np.ndarray]) -> None:
+        arrays = [np.zeros(_sizes(spec, batch, capacity), spec.dtype) for spec in self._past]
+        for array, old in zip(arrays, kept, strict=False):
+            array[:, :, : old.shape[2]] = old
+        make = onnxruntime_module().OrtValue.ortvalue_from_numpy
+        self._arrays, self._values, self._binding = arrays, [make(array) for array in arrays], None
+
+
+def _present(spec: TensorSpec) -> str:
+    return PRESENT + spec.name.removeprefix(PAST)
+
+
+def _sizes(spec: TensorSpec, batch: int, length: int) -> tuple[Any, ...]:
+    _, heads, _, size = spec.axes
+    return batch, heads, length, size

@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from isoformer.runtime import attention_map, tasks
+from isoformer.runtime import attention_map, decoding, tasks
 from isoformer.runtime import bench as benchmark
 from isoformer.runtime.chat import Chat
 from isoformer.runtime.errors import InputError, IsoformerError
 from isoformer.runtime.generation import Settings, Stats
 from isoformer.runtime.package import Package, load
-from isoformer.runtime.parity import Report, by_mask_and_length
+from isoformer.runtime.parity import Comparison, Report, by_mask_and_length
 from isoformer.runtime.providers import ProviderName
 from isoformer.runtime.session import Session
 from isoformer.runtime.tasks import generate
@@ -62,6 +62,8 @@ Seed = Annotated[int | None, typer.Option(help="generate: of the draws; by defau
 Stop = Annotated[list[str] | None, typer.Option(help="generate: a string that ends the text (again for more)")]
 ShowStats = Annotated[bool, typer.Option("--stats", help="generate: tokens and times on standard error")]
 CHAT_TOKENS = 512
+Precision = Annotated[str | None, typer.Option(help="fp32, int8 or int4, if PACKAGE has it; default: its own choice")]
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
 
 
 def main() -> None:
@@ -90,15 +92,20 @@ def export(
     ],
     task: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that it was saved for")] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 20 to 25; below 23 attention is taken apart")] = 23,
-    precision: Annotated[str, typer.Option(help="fp32")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32; of decoders also int8 and int4, as a variant")] = "fp32",
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="int8, int4: a text for the quality gate, instead of its own")
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option("-o", "--option", metavar="NAME=VALUE", help="set a field of the configuration")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the package at OUTPUT")] = False,
 ) -> None:
     """Write MODEL to OUTPUT as a package, verified against PyTorch in float64."""
-    if precision != "fp32":
-        raise InputError(f"precision {precision!r} is not supported; there is fp32")
+    chosen = _precision(precision)
+    if text is not None and chosen == "float32":
+        raise InputError(f"--text {text} is for the quality gate of int8 and int4")
+    sample = None if text is None else "\n".join(_texts([], text))
     source = _export_half("source")
     package_writer = _export_half("package")
     package_writer.refuse_taken(output, force=force)
@@ -114,6 +121,8 @@ def export(
             opset=opset,
             files=found.files,
             provenance=found.provenance,
+            precision=chosen,
+            text=sample,
             force=force,
             progress=show,
         )
@@ -124,6 +133,16 @@ def export(
             highlight=False,
             soft_wrap=True,
         )
+    for name, variant in package.variants.items():
+        if gate := variant.get("gate"):
+            out.print(
+                f"{name}: perplexity {gate['perplexity']:.2f}, {gate['ratio']:.3f} times float32's; "
+                f"{gate['agreement']:.1%} of the likeliest tokens the same ({gate['tokens']} tokens)",
+                highlight=False,
+                soft_wrap=True,
+            )
+    for note in package.manifest["notes"]:
+        err.print(note, highlight=False, markup=False)
     out.print(f"wrote {output}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -149,6 +168,8 @@ def verify(
             if not part.comparisons:
                 err.print(f"{name}: no case of {package} is small enough for it", highlight=False, markup=False)
             report.comparisons += part.comparisons
+        if runtime != "reference":
+            report.comparisons += _verify_decoding(loaded, provider, threads, show)
     if not report.comparisons:
         raise IsoformerError(f"there was nothing to compare in {package}")
     if as_json:
@@ -167,6 +188,7 @@ def run(
     inputs: Annotated[list[str] | None, typer.Argument(metavar="[INPUT]...", help="texts")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="a file of texts, one a line")] = None,
     provider: Provider = "cpu",
+    precision: Precision = None,
     threads: Threads = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="cut texts that are too long for the model")] = False,
     as_json: AsJson = False,
@@ -201,13 +223,38 @@ def run(
     elif foreign := [*chosen, *_given(stop=stop, stats=stats or None)]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
         raise InputError(f"{names}: for packages of the task generate; {package} is for {loaded.task['name']}")
-    session = Session(loaded, provider, threads=threads)
+    session = _fastest(loaded, provider, precision, threads)
     if task is generate and len(texts) == 1 and not as_json and not truncate:
         _write(generate.stream(session, texts[0], **more))
     else:
         _run_task(task, session, texts, as_json, truncate=truncate, **more)
     if stats:
         print(more["stats"].line(), file=sys.stderr)
+
+
+def _precision(name: str) -> str:
+    if name not in PRECISIONS and name not in PRECISIONS.values():
+        raise InputError(f"precision {name!r} is not one of {', '.join(PRECISIONS)}")
+    return PRECISIONS.get(name, name)
+
+
+def _fastest(package: Package, provider: ProviderName, precision: str | None, threads: int | None) -> Session:
+    variant = package.fastest(provider, None if precision is None else _precision(precision))
+    return Session(package, provider, threads=threads, variant=variant)
+
+
+def _verify_decoding(
+    package: Package, provider: ProviderName, threads: int | None, show: Callable[[str, int, int], None]
+) -> Iterator[Comparison]:
+    """The decoder's steps through the canonical graph and every variant for the provider; nothing for other models."""
+    if not package.manifest.get("decoding"):
+        return
+    for name in (None, *(n for n, variant in package.variants.items() if variant["provider"] == provider)):
+        runtime = f"onnxruntime {name or provider}"
+        advance = _counter(show, f"{runtime}, steps", len(package.manifest["decoding"]))
+        for comparison in decoding.verify(package, Session(package, provider, threads=threads, variant=name), runtime):
+            advance(comparison.case)
+            yield comparison
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -245,6 +292,7 @@ def chat(
     package: PackagePath,
     system: Annotated[str | None, typer.Option(help="what the model is told before the dialogue")] = None,
     provider: Provider = "cpu",
+    precision: Precision = None,
     threads: Threads = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
@@ -266,7 +314,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    chosen, session = Settings(**settings), Session(package, provider, threads=threads)
+    chosen, session = Settings(**settings), _fastest(load(package), provider, precision, threads)
     dialogue = Chat(session, system=system, settings=chosen, stop=stop or ())
     for message in _messages():
         if message == "/exit":
@@ -418,8 +466,9 @@ def _runtimes(package: Package, runtime: str, provider: ProviderName, threads: i
 def _print_report(report: Report, seed: int) -> None:
     for runtime in dict.fromkeys(c.runtime for c in report.comparisons):
         part = [c for c in report.comparisons if c.runtime == runtime]
-        _print_matrix(runtime, by_mask_and_length(part))
-        for check in ("golden", "relation"):
+        if matrix := by_mask_and_length(part):
+            _print_matrix(runtime, matrix)
+        for check in ("golden", "relation", "decoding"):
             some = Report([c for c in part if c.check == check])
             if some.comparisons:
                 out.print(
@@ -463,6 +512,10 @@ def _facts(package: Package) -> Iterator[tuple[str, str]]:
         yield key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value)
     yield "parameters", f"{manifest['parameters']:,}"
     yield "precision", f"{manifest['precision']}, ONNX opset {manifest['opset']}"
+    for name, variant in package.variants.items():
+        gate = variant.get("gate")
+        quality = f", perplexity {gate['ratio']:.3f} times float32's" if gate else ""
+        yield "variant", f"{name}, {variant['cache']} cache{quality}"
     yield "padding", f"on the {' or '.join(package.signature.padding)} never changes an answer"
     yield "made with", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     if manifest.get("notes"):

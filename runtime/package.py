@@ -13,9 +13,11 @@ from isoformer.runtime.errors import PackageError
 from isoformer.runtime.onnx_file import external_files, read_tensor
 
 MANIFEST = "isoformer.json"
+WEIGHTS = "model.onnx_data"  # where a graph's weights stand, if not in the graph's own file
 REQUIRED = {"files", "golden", "grid", "name", "operators", "opset", "parameters", "parity", "precision"}
 REQUIRED |= {"signature", "task", "tolerances", "versions"}
 SCHEMA = 1
+VARIANTS = "variants"
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,36 @@ class Package:
         """The task and its settings, {} for a package that has none."""
         return self.manifest["task"] or {}
 
+    @property
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Other graphs of the same model by name, <provider>-<precision>, as the manifest describes them."""
+        return self.manifest.get("variants", {})
+
+    def variant(self, name: str) -> dict[str, Any]:
+        """One of them; PackageError with those that there are."""
+        if name not in self.variants:
+            raise PackageError(f"{self.path} has no variant {name}; it has {', '.join(self.variants) or 'none'}")
+        return self.variants[name]
+
+    def fastest(self, provider: str, precision: str | None = None) -> str | None:
+        """The variant of a precision for a provider, None for the canonical graph.
+
+        precision: None is the one that the package was exported for. Raises PackageError where there is none.
+        """
+        wanted = precision or self.manifest.get("preferred", self.manifest["precision"])
+        if f"{provider}-{wanted}" in self.variants:
+            return f"{provider}-{wanted}"
+        if wanted == self.manifest["precision"] or precision is None:
+            return None
+        there = [
+            self.manifest["precision"],
+            *(v["precision"] for v in self.variants.values() if v["provider"] == provider),
+        ]
+        raise PackageError(
+            f"{self.path} has no {wanted} for {provider}, but {', '.join(dict.fromkeys(there))}; "
+            "export it again with --precision"
+        )
+
     def golden(self) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """The golden vectors: name of the set, inputs and reference outputs by name."""
         for name in self.manifest["golden"]:
@@ -128,8 +160,9 @@ def load(path: str | Path) -> Package:
     for name in manifest["files"]:
         if name.endswith(".onnx"):
             for location in external_files(path / name):
-                relative = (PurePosixPath(name).parent / location).as_posix()
-                if _inside(path, relative) not in manifest["files"]:
+                relative = _inside(path, (PurePosixPath(name).parent / location).as_posix())
+                shared = location == WEIGHTS and name.startswith(f"{VARIANTS}/") and WEIGHTS in manifest["files"]
+                if relative not in manifest["files"] and not shared:
                     raise PackageError(f"{path}: {name} refers to {location!r}, which {MANIFEST} does not list")
     try:
         signature = Signature.read(manifest["signature"])
@@ -148,6 +181,14 @@ def _check_records(file: Path, manifest: dict[str, Any], signature: Signature) -
                 tuple(case[spec.name]["shape"])
                 float(case[spec.name]["bound"])
         dict(manifest["task"] or {})
+        for name, variant in manifest.get("variants", {}).items():
+            if variant["path"] not in manifest["files"]:
+                raise ValueError(f"the file of the variant {name} is not listed")
+            variant["provider"], variant["precision"], variant["cache"] = (
+                str(variant[k]) for k in ("provider", "precision", "cache")
+            )
+            for case in variant["decoding"].values():
+                float(case["bound"])
         int(manifest["parameters"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackageError(f"{file}: its parity records or its task cannot be read ({error!r})") from None

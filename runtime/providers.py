@@ -7,6 +7,7 @@ import ctypes
 import io
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from isoformer.runtime.errors import IsoformerError, ProviderError
@@ -63,9 +64,12 @@ def onnxruntime_module() -> Any:
 
 
 def open_session(
-    model: str, provider: str = "cpu", threads: int | None = None, profile: bool = False
+    model: str, provider: str = "cpu", threads: int | None = None, profile: bool = False, weights: str | None = None
 ) -> onnxruntime.InferenceSession:
-    """An InferenceSession that runs on the provider that was asked for, or ProviderError."""
+    """An InferenceSession that runs on the provider that was asked for, or ProviderError.
+
+    weights: the folder of the files that the model names, where it is not the model's own.
+    """
     ort = onnxruntime_module()
     if provider not in _PROVIDERS:
         raise ProviderError(f"provider {provider!r} is not one of {', '.join(PROVIDERS)}")
@@ -86,9 +90,13 @@ def open_session(
         _require_driver()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             ort.preload_dlls()
+    source: str | bytes = model
+    if weights is not None:
+        source = Path(model).read_bytes()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
     with flushed():  # ONNX Runtime sets the mode in the thread that opens its first session, and leaves it so
         session = ort.InferenceSession(
-            model,
+            source,
             sess_options=options,
             providers=[(chosen.full_name, chosen.options)],
             disabled_optimizers=list(chosen.disabled_optimizers),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
-from isoformer.runtime.package import Package, TensorSpec, load
+from isoformer.runtime.package import WEIGHTS, Package, TensorSpec, load
 from isoformer.runtime.providers import ProviderName, open_session
 from isoformer.runtime.subnormals import flushed
 
@@ -36,7 +36,12 @@ class Session:
     """
 
     def __init__(
-        self, path: str | Path | Package, provider: ProviderName = "cpu", *, threads: int | None = None
+        self,
+        path: str | Path | Package,
+        provider: ProviderName = "cpu",
+        *,
+        threads: int | None = None,
+        variant: str | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; it must be at least 1")
@@ -46,7 +51,9 @@ class Session:
         self.signature = self.package.signature
         self._inputs = {spec.name: spec for spec in self.signature.inputs}
         self._outputs = [spec.name for spec in self.signature.outputs]
-        self.inference = _open(self.package, provider, threads)  # onnxruntime's InferenceSession
+        self.variant = variant
+        self.shared_cache = variant is not None and self.package.variant(variant)["cache"] == "shared"
+        self.inference = _open(self.package, provider, threads, variant)  # onnxruntime's InferenceSession
         _refuse_other_edge(self.inference, self.package)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -57,6 +64,8 @@ class Session:
 
         Raises InputError, one line, for a wrong name, dtype, rank, size or value.
         """
+        if self.shared_cache:
+            raise InputError(f"{self.variant} writes its cache in place; isoformer.runtime.binding.Decoder runs it")
         feeds = check_inputs(self._inputs, self.signature.axes, inputs, self.signature.sums)
         names = self._outputs if outputs is None else list(outputs)
         unknown = [name for name in names if name not in self._outputs]
@@ -176,13 +185,16 @@ def _describe(spec: TensorSpec) -> str:
     return f"{spec.dtype} ({', '.join(str(axis) for axis in spec.axes)})"
 
 
-def _open(package: Package, provider: str, threads: int | None) -> Any:
+def _open(package: Package, provider: str, threads: int | None, variant: str | None) -> Any:
+    model = package.model if variant is None else package.path / package.variant(variant)["path"]
     try:
-        return open_session(str(package.model), provider, threads)
+        # A variant may read the weights of the package's own folder, which is not the one that it stands in.
+        weights = None if variant is None or (model.parent / WEIGHTS).exists() else str(package.path.absolute())
+        return open_session(str(model), provider, threads, weights=weights)
     except IsoformerError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base
-        raise PackageError(f"ONNX Runtime cannot open {package.model}: {first_line(error)}") from error
+        raise PackageError(f"ONNX Runtime cannot open {model}: {first_line(error)}") from error
 
 
 def _refuse_other_edge(session: Any, package: Package) -> None:

@@ -7,6 +7,7 @@
 Case 1: two or more MatMuls with 2-D constant weights share their first input: merged.
 Case 2: one of them has no bias (its result does not go to Add with a constant alone): its bias is zero.
 Case 3: none has a bias: no Add is made.
+Case 4: one of them is wider than WIDEST: left alone.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from itertools import count
 
 import numpy as np
 import onnx_ir as ir
+
+WIDEST = 1024  # columns: wider products keep the processor busy alone, and a Split copies
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,14 @@ def apply(model: ir.Model) -> int:
         linear = _linear(node)
         if linear is not None and node.inputs[0] is not None:
             groups.setdefault(node.inputs[0], []).append(linear)
-    merged = [group for group in groups.values() if len(group) > 1]
+    merged = [group for group in groups.values() if len(group) > 1 and all(_is_narrow(linear) for linear in group)]
     for group in merged:
         _merge(model.graph, group)
     return len(merged)
+
+
+def _is_narrow(linear: Linear) -> bool:
+    return _array(linear.weight).shape[1] <= WIDEST
 
 
 def _linear(node: ir.Node) -> Linear | None:

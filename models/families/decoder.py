@@ -111,7 +111,8 @@ def signature(config: Config) -> Signature:
     }
     # Frequencies that grow with the sequence would turn cached keys again.
     chunked = not isinstance(config.rotary_scaling, positions.DynamicNTKScaling)
-    return Signature(tuple(inputs), tuple(outputs), axes=axes, chunked=chunked)
+    windows = config.windows if chunked else ()
+    return Signature(tuple(inputs), tuple(outputs), axes=axes, chunked=chunked, windows=windows)
 
 
 def task(_config: Config) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def generator_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
     config = decoder.Config(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=12,
+        hidden_size=16,
         num_heads=2,
         num_layers=2,
         intermediate_size=20,
@@ -65,9 +65,10 @@ def generator_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(model, decoder.signature(config), folder / "package", task=decoder.task(config), files=files).path
 
 
-@pytest.fixture(scope="session")
-def generator(generator_package: Path) -> Session:
-    return Session(generator_package)
+@pytest.fixture(scope="session", params=[None, "cpu-float32"], ids=["canonical", "in place"])
+def generator(generator_package: Path, request: pytest.FixtureRequest) -> Session:
+    """Its canonical graph, and the one that writes the cache in place."""
+    return Session(generator_package, variant=request.param)
 
 
 @pytest.fixture

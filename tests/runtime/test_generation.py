@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from isoformer.runtime import InputError, PackageError, Session
-from isoformer.runtime.binding import Decoder
+from isoformer.runtime.binding import Decoder, PlainCache
 from isoformer.runtime.detokenizer import Detokenizer, eos_tokens
 from isoformer.runtime.generation import Settings, Stats, generate, stream
 from isoformer.runtime.tasks import generate as task
@@ -35,7 +35,7 @@ def whole(session: Session, tokens: list[int]) -> np.ndarray:
     }
     for spec in session.signature.inputs[4:]:
         arrays[spec.name] = np.zeros((1, int(spec.axes[1]), 0, int(spec.axes[3])), spec.dtype)
-    return session.run(arrays, ["logits"])["logits"][0]
+    return Session(session.package).run(arrays, ["logits"])["logits"][0]
 
 
 def bound(session: Session) -> float:
@@ -95,7 +95,7 @@ def test_a_prompt_that_begins_as_the_cache_does(generator: Session, ids: Ids) ->
 
 def test_the_cache_stays_with_onnx_runtime(generator: Session, ids: Ids, monkeypatch: pytest.MonkeyPatch) -> None:
     """No step brings keys or values to numpy: a step while all rows go on never asks for them."""
-    monkeypatch.setattr(Decoder, "_to_numpy", None)
+    monkeypatch.setattr(PlainCache, "_to_numpy", None)
     prompts = [ids("once upon"), ids("a")]
     assert [len(new) for new in generate(generator, prompts, Settings(5))] == [5, 5]
 

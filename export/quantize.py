@@ -1,0 +1,235 @@
+"""Products with constant matrices in 8 or 4 bits. What they cost in quality is measured afterwards, see `precision`.
+
+8 bits: a scale for each column of the weights W, one for each row of the activations x:
+
+    p = max|x|    q = round(127 x / p)    y = p · (q / 127 @ W8) · scale
+
+What comes out of a norm is alike in all rows and may have one scale (DynamicQuantizeLinear), which is faster; not in
+front of a table that is also looked up, the head's, where it costs most.
+
+4 bits: blocks of 32 values down each column of W, each with a scale d and an offset m; the activations stay
+float32 (MatMulNBits rounds them to 8 bits by blocks where the processor is faster so):
+
+    W = d · (w - 8) + (m + 8 d),  w = 0 … 15      y = x @ [d · (w - 8)] + [sums of x by blocks] @ [m + 8 d]
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+MICROSOFT = "com.microsoft"
+SMALLEST = 256  # values of a weight that is worth it
+BLOCK = 32
+NORMS = ("RMSNormalization", "LayerNormalization")
+
+
+def int8(model: ir.Model, *, by_rows: bool = False) -> int:
+    """Every product with a constant matrix in 8 bits; returns how many.
+
+    by_rows: what comes out of a norm has a scale for each row as well, which is slower and nearer.
+    A table that is also looked up, such as tied embeddings, is kept once, in 8 bits.
+    """
+    return _rewrite(model, lambda _weight, _tied: False, by_rows=by_rows)
+
+
+def int4(model: ir.Model) -> int:
+    """Every product with a constant matrix in 4 bits, those with tables that are also looked up in 8; returns how many.
+
+    So are those whose columns are no whole number of blocks.
+    """
+    return _rewrite(model, lambda weight, tied: not tied and weight.shape[0] % BLOCK == 0, by_rows=True)
+
+
+def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool], *, by_rows: bool) -> int:
+    graph = model.graph
+    rows, whole, blocks = _once(_rows), _once(_whole), _once(_block_sums)
+    found = [(node, *weight) for node in list(graph) if (weight := _weight(node)) is not None]
+    tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+    for number, (node, source, tied) in enumerate(found):
+        x, values = node.inputs[0], _array(source)
+        build = _Builder(graph, node, f"product.{number}")
+        if in_4_bits(values, tied):
+            result = _in_4_bits(build, x, values, blocks)
+        else:
+            axis = 1 if tied else 0
+            if source not in tables:
+                scale = np.maximum(np.abs(values).max(axis, keepdims=True), 1e-30) / 127
+                table = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
+                tables[source] = build.weight(table), build.weight(scale.astype(np.float32).reshape(-1), "scale")
+            result = _in_8_bits(
+                build, x, *tables[source], rows, None if by_rows or tied or not _is_normed(x) else whole, flipped=tied
+            )
+        _take_over(graph, node, result)
+    for source, (table, scale) in tables.items():
+        for use in list(source.uses()):
+            if use.node.op_type == "Gather":
+                _look_up(graph, use.node, table, scale)
+    if found:
+        model.opset_imports.setdefault(MICROSOFT, 1)
+        _drop_unused(graph)
+    return len(found)
+
+
+def _in_8_bits(build: "_Builder", x: Any, table: Any, scale: Any, rows: Any, whole: Any, *, flipped: bool) -> ir.Value:
+    weight = build("Transpose", [table], perm=[1, 0]) if flipped else table
+    if whole is not None:
+        quantized, step, zero = whole(build, x)
+        return build("MatMulIntegerToFloat", [quantized, weight, step, scale, zero], domain=MICROSOFT)
+    quantized, peak = rows(build, x)
+    unit, zero = build.constant("unit", np.float32(1 / 127)), build.constant("zero", np.uint8(128))
+    # With these scales in the operator itself, no optimizer of ONNX Runtime takes p for a scalar.
+    product = build("MatMulIntegerToFloat", [quantized, weight, unit, scale, zero], domain=MICROSOFT)
+    return build("Mul", [product, peak])
+
+
+def _rows(build: "_Builder", x: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """q (unsigned around 128, which the processors' products want) and p."""
+    largest = build("ReduceMax", [build("Abs", [x]), build.constant("last", np.array([-1]))], keepdims=1)
+    peak = build("Max", [largest, build.constant("least", np.float32(1e-30))])  # a row of zeros stays one
+    unit, zero = build.constant("unit", np.float32(1 / 127)), build.constant("zero", np.uint8(128))
+    return build("QuantizeLinear", [build("Div", [x, peak]), unit, zero]), peak
+
+
+def _is_normed(x: ir.Value | None) -> bool:
+    producer = x.producer() if x is not None else None
+    return producer is not None and producer.op_type in NORMS
+
+
+def _whole(build: "_Builder", x: ir.Value) -> Sequence[ir.Value]:
+    """q, its step and its zero, the same for all of x."""
+    return build.several("DynamicQuantizeLinear", [x], 3)
+
+
+def _in_4_bits(build: "_Builder", x: Any, values: np.ndarray, blocks: Any) -> ir.Value:
+    packed, scale, offset = pack(values)
+    size, columns = values.shape
+    inputs = [x, build.weight(packed), build.weight(scale.reshape(-1), "scale")]
+    attributes = {"K": size, "N": columns, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
+    product = build("MatMulNBits", inputs, domain=MICROSOFT, **attributes)
+    return build("Add", [product, build("MatMul", [blocks(build, x), build.weight(offset, "offset")])])
+
+
+def pack(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W (K, N) → two values a byte (N, K / 32, 16), d (N, K / 32) and m + 8 d (K / 32, N), float32.
+
+    d and m take each block's smallest value to 0 and its largest to 15, so that what was stored in this
+    form already (GGUF's Q4_1, Q4_0) comes out as it was.
+    """
+    blocks = values.T.reshape(values.shape[1], -1, BLOCK).astype(np.float64)  # (N, K / 32, 32)
+    low, high = blocks.min(-1), blocks.max(-1)
+    scale = (high - low) / 15
+    steps = np.where(scale > 0, scale, 1.0)[..., None]
+    numbers = np.clip(np.round((blocks - low[..., None]) / steps), 0, 15).astype(np.uint8)
+    packed = numbers[..., 0::2] | (numbers[..., 1::2] << 4)
+    return packed, scale.astype(np.float32), (low + 8 * scale).T.astype(np.float32)
+
+
+def _block_sums(build: "_Builder", x: ir.Value) -> ir.Value:
+    """(…, K) → (…, K / 32), as a product with ones, which is one fast operator."""
+    size = x.shape[-1] if x.shape is not None else None
+    if not isinstance(size, int):
+        raise ValueError(f"the width of {x.name} is not known")
+    ones = np.kron(np.eye(size // BLOCK, dtype=np.float32), np.ones((BLOCK, 1), np.float32))
+    return build("MatMul", [x, build.constant(f"blocks.{size}", ones)])
+
+
+def _weight(node: ir.Node) -> tuple[ir.Value, bool] | None:
+    """What a product reads: a constant matrix, or the table whose transpose it is (True)."""
+    if node.op_type != "MatMul" or node.domain != "":
+        return None
+    value, flipped = node.inputs[1], False
+    producer = value.producer() if value is not None else None
+    if (
+        producer is not None
+        and producer.op_type == "Transpose"
+        and list(producer.attributes["perm"].as_ints()) == [1, 0]
+    ):
+        value, flipped = producer.inputs[0], True
+    if value is None or value.const_value is None or len(value.const_value.shape) != 2:
+        return None
+    return (value, flipped) if value.const_value.size >= SMALLEST and value.dtype == ir.DataType.FLOAT else None
+
+
+def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scale: ir.Value) -> None:
+    """Gather(W, ids) of the 8-bit table, whose scales are one a row."""
+    build, ids = _Builder(graph, node, f"{node.name or node.outputs[0].name}.int8"), node.inputs[1]
+    numbers = build("Cast", [build("Gather", [table, ids], axis=0)], to=int(ir.DataType.FLOAT))
+    scales = build("Unsqueeze", [build("Gather", [scale, ids], axis=0), build.constant("last", np.array([-1]))])
+    _take_over(graph, node, build("Mul", [numbers, scales]))
+
+
+def _once(make: Callable[["_Builder", ir.Value], Any]) -> Callable[["_Builder", ir.Value], Any]:
+    """What is made of an activation, made once for all that read it."""
+    made: dict[ir.Value, Any] = {}
+
+    def get(build: _Builder, x: ir.Value) -> Any:
+        if x not in made:
+            made[x] = make(build, x)
+        return made[x]
+
+    return get
+
+
+class _Builder:
+    """Adds nodes in front of `place` and constants to the graph, under names of its own."""
+
+    def __init__(self, graph: ir.Graph, place: ir.Node, prefix: str) -> None:
+        self.graph, self.place, self.prefix = graph, place, prefix
+        self.names: set[str] = set()
+
+    def __call__(self, kind: str, inputs: list[Any], domain: str = "", **attributes: Any) -> ir.Value:
+        name = f"{self.prefix}.{kind}"
+        if name in self.names:
+            name = f"{name}_{len(self.names)}"
+        self.names.add(name)
+        node = ir.node(kind, inputs, attributes=attributes, domain=domain, name=name)
+        node.outputs[0].name = name
+        self.graph.insert_before(self.place, node)
+        return node.outputs[0]
+
+    def several(self, kind: str, inputs: list[Any], count: int) -> Sequence[ir.Value]:
+        node = ir.node(kind, inputs, num_outputs=count, name=f"{self.prefix}.{kind}")
+        for number, output in enumerate(node.outputs):
+            output.name = f"{self.prefix}.{kind}.{number}"
+        self.graph.insert_before(self.place, node)
+        return node.outputs
+
+    def weight(self, array: np.ndarray, name: str = "weight") -> ir.Value:
+        return _initializer(self.graph, f"{self.prefix}.{name}", array)
+
+    def constant(self, name: str, value: Any) -> ir.Value:
+        """One that the whole graph shares."""
+        known = self.graph.initializers.get(f"quantize.{name}")
+        return known or _initializer(self.graph, f"quantize.{name}", np.asarray(value))
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    if value.const_value is None:
+        raise ValueError(f"{value.name} is not a constant")
+    return value.const_value.numpy()
+
+
+def _take_over(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
+    """`result` in the place of what the node gives, under its name."""
+    old = node.outputs[0]
+    result.name, result.type, result.shape = old.name, old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    for node in reversed(list(graph)):
+        if node.op_type == "Transpose" and not any(output.uses() for output in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]

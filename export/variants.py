@@ -1,0 +1,301 @@
+"""The other graphs of a decoder: a cache written in place, and 8 or 4 bits. Each is measured before it is kept.
+
+cpu-float32   the canonical graph with GroupQueryAttention on one cache; its weights are the canonical graph's file
+cpu-int8      weights and activations in 8 bits, outliers smoothed
+cpu-int4      weights in 4 bits, for few tokens at a time
+
+Held to the float64 reference step by step (`isoformer.runtime.decoding`): float32 within the bound that the canonical
+graph has, a lower precision within twice the error of its own whole pass. A lower precision must besides pass its
+gate, on a text: the perplexity may be so many times float32's, and so many of the likeliest tokens are the same.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from isoformer.export import quantize, shared_cache
+from isoformer.export.errors import ExportError
+from isoformer.export.evidence import Progress, torch_runner
+from isoformer.export.graph import to_onnx
+from isoformer.export.smooth import smooth
+from isoformer.models.signature import Signature
+from isoformer.runtime import decoding
+from isoformer.runtime.binding import Decoder
+from isoformer.runtime.cases import Arrays
+from isoformer.runtime.errors import IsoformerError
+from isoformer.runtime.onnx_file import operators
+from isoformer.runtime.package import VARIANTS, Package
+from isoformer.runtime.package import Signature as RuntimeSignature
+from isoformer.runtime.parity import Comparison, bound, largest_error, sample_indices
+from isoformer.runtime.session import Session
+
+TEXT = Path(__file__).with_name("text.txt")
+WINDOW = 512
+
+
+@dataclass(frozen=True)
+class Gate:
+    """perplexity: at most so many times float32's. agreement: at least this share of the likeliest tokens the same."""
+
+    perplexity: float
+    agreement: float
+
+
+GATES = {"int8": Gate(1.03, 0.85), "int4": Gate(1.12, 0.85)}
+PRECISIONS = ("float32", *GATES)
+# Tried in this order until one passes the gate: the fastest first.
+WAYS: dict[str, tuple[Callable[[ir.Model], int], ...]] = {
+    "int8": (quantize.int8, partial(quantize.int8, by_rows=True)),
+    "int4": (quantize.int4,),
+}
+
+
+@dataclass
+class Made:
+    """What goes into the manifest, the comparisons of the canonical graph, and arrays for decoding.npz."""
+
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    decoding: dict[str, dict[str, float]] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    arrays: Arrays = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def make(
+    folder: Path,
+    model: nn.Module,
+    signature: Signature,
+    opset: int,
+    precision: str,
+    text: str | None,
+    progress: Progress,
+) -> Made:
+    """Writes the variants of the decoder at `folder`, whose canonical graph is there, below variants/.
+
+    precision: float32 alone, or int8 or int4 as well. text: of the gate, else the one that comes with isoformer.
+    Raises ExportError when a variant misses its bound or its gate.
+    """
+    made = Made()
+    references = _references(made, model, signature, progress)
+    plain = RuntimeSignature.read(signature.to_dict())
+
+    def open_(name: str | None, entry: dict[str, Any] | None = None) -> Session:
+        manifest = {"variants": {name: entry}} if entry is not None else {}
+        return Session(Package(folder, manifest, plain), variant=name)
+
+    canonical = Decoder(open_(None))
+    for case, sampled in references:
+        allowed = made.decoding[case.name]["bound"]
+        made.comparisons.append(decoding.compared("onnxruntime cpu", canonical, case, sampled, allowed))
+    failed = [comparison for comparison in made.comparisons if not comparison.passed]
+    if failed or not references:
+        return made
+
+    entry = _entry("float32", "shared")
+    graph = ir.load(folder / "model.onnx")
+    path = _path(folder, entry)
+    try:
+        shared_cache.apply(graph, signature.windows, _max_positions(signature))
+        ir.save(graph, path)
+        session = open_("cpu-float32", entry)
+        steps = list(_steps(Decoder(session), references, made.decoding, progress, "cpu-float32"))
+    except IsoformerError as error:
+        path.unlink(missing_ok=True)
+        made.notes.append(f"no cache written in place: {error}")
+        session = open_(None)
+    else:
+        _keep(made, folder, "cpu-float32", entry, steps)
+    if precision == "float32":
+        return made
+
+    windows = _windows(folder, text, _vocabulary(signature), _max_positions(signature))
+    name, cache = f"cpu-{precision}", "shared" if made.variants else "plain"
+    missed: ExportError | None = None
+    for number, way in enumerate(WAYS[precision]):
+        progress(name, 2 * number, 2 * len(WAYS[precision]))
+        entry, graph = _entry(precision, cache), _to_quantize(folder, model, signature, opset, precision, windows[0])
+        if cache == "shared":
+            shared_cache.apply(graph, signature.windows, _max_positions(signature))
+        if not way(graph):
+            raise ExportError(f"there is no product in this graph that {precision} is for")
+        ir.save(graph, _path(folder, entry))
+        low = Decoder(open_(name, entry))
+        progress(name, 2 * number + 1, 2 * len(WAYS[precision]))
+        try:
+            entry["gate"] = gate(Decoder(session), low, windows[1:], GATES[precision])
+        except ExportError as error:
+            missed = error
+            continue
+        progress(name, 1, 1)
+        _keep(made, folder, name, entry, list(_steps(low, references, _own_bounds(low, references), progress, name)))
+        return made
+    raise missed or ExportError(f"there is no way to {precision}")
+
+
+def _to_quantize(
+    folder: Path, model: nn.Module, signature: Signature, opset: int, precision: str, tokens: Sequence[int]
+) -> ir.Model:
+    """The graph that a precision begins with: activations in 8 bits want their outliers smoothed."""
+    if precision == "int8":
+        return _smoothed(model, signature, opset, tokens)
+    graph = ir.load(folder / "model.onnx")
+    ir.external_data.load_to_model(graph)
+    return graph
+
+
+def gate(reference: Decoder, candidate: Decoder, windows: Sequence[Sequence[int]], limits: Gate) -> dict[str, Any]:
+    """The candidate's perplexity beside the reference's, for the manifest; ExportError when it misses a limit."""
+    sums, same, count = np.zeros(2), 0, 0
+    for window in windows:
+        (exact,), (low,) = reference.score([window]), candidate.score([window])
+        for place, logits in enumerate((exact, low)):
+            sums[place] += _surprise(logits[:-1], window[1:])
+        same += int((exact[:-1].argmax(-1) == low[:-1].argmax(-1)).sum())
+        count += len(window) - 1
+    float32, own = (math.exp(total / count) for total in sums)
+    found = {
+        "tokens": count,
+        "perplexity": own,
+        "perplexity_float32": float32,
+        "ratio": own / float32,
+        "agreement": same / count,
+        "limits": asdict(limits),
+    }
+    if not found["ratio"] <= limits.perplexity or not found["agreement"] >= limits.agreement:
+        raise ExportError(
+            f"the quality gate is missed: perplexity {own:.2f} is {found['ratio']:.3f} times float32's {float32:.2f} "
+            f"(at most {limits.perplexity}), {found['agreement']:.3f} of the likeliest tokens are the same "
+            f"(at least {limits.agreement}); export it in float32"
+        )
+    return found
+
+
+def _surprise(logits: np.ndarray, tokens: Sequence[int]) -> float:
+    """The sum of -log p of the tokens."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    return float((np.log(np.exp(wide).sum(-1)) - wide[np.arange(len(tokens)), list(tokens)]).sum())
+
+
+def _references(
+    made: Made, model: nn.Module, signature: Signature, progress: Progress
+) -> list[tuple[decoding.Case, np.ndarray]]:
+    """The cases with sampled float64 logits; fills in the bounds of float32 and the arrays to keep."""
+    reference, float32 = (torch_runner(model, signature, dtype) for dtype in (torch.float64, torch.float32))
+    found = []
+    todo = decoding.cases(_max_positions(signature))
+    for number, case in enumerate(todo):
+        progress("decoding", number, len(todo))
+        rows = list(zip(case.sequences(_vocabulary(signature)), case.asked(), strict=True))
+        exact, rounded = (
+            np.stack([run(_whole(signature, row, asked))["logits"][0] for row, asked in rows])
+            for run in (reference, float32)
+        )
+        error = largest_error(rounded, exact)
+        made.decoding[case.name] = {"torch_error": error, "bound": bound(error, exact)}
+        made.arrays[case.name] = exact.reshape(-1)[sample_indices(exact.size)]
+        found.append((case, made.arrays[case.name]))
+    progress("decoding", len(todo), len(todo))
+    return found
+
+
+def _whole(signature: Signature, tokens: list[int], asked: list[int]) -> Arrays:
+    """The inputs of one sequence without a past."""
+    arrays = {
+        "input_ids": np.array([tokens]),
+        "attention_mask": np.ones((1, len(tokens)), np.int64),
+        "position_ids": np.arange(len(tokens))[None],
+        "logits_positions": np.array([asked]),
+    }
+    for spec in signature.inputs:
+        if spec.name not in arrays:
+            _, heads, _, size = spec.axes
+            arrays[spec.name] = np.zeros((1, heads, 0, size), spec.dtype)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return arrays
+
+
+def _own_bounds(decoder: Decoder, references: list[tuple[decoding.Case, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """Twice the largest error of the decoder's own whole pass, over all cases: what steps may err as well."""
+    worst = 0.0
+    for case, sampled in references:
+        rows = zip(case.sequences(decoder.vocab_size or 1), case.asked(), strict=True)
+        whole = np.stack([decoder.score([row])[0][asked] for row, asked in rows])
+        worst = max(worst, largest_error(whole.reshape(-1)[sample_indices(whole.size)], sampled))
+    return {case.name: {"whole_pass_error": worst, "bound": 2 * worst} for case, _ in references}
+
+
+def _steps(
+    decoder: Decoder,
+    references: list[tuple[decoding.Case, np.ndarray]],
+    bounds: dict[str, dict[str, float]],
+    progress: Progress,
+    name: str,
+) -> Iterator[tuple[Comparison, dict[str, float]]]:
+    """Each case's comparison and its record for the manifest; ExportError for the first that misses its bound."""
+    for number, (case, sampled) in enumerate(references):
+        progress(f"{name} steps", number + 1, len(references))
+        found = decoding.compared(name, decoder, case, sampled, bounds[case.name]["bound"])
+        if not found.passed:
+            raise ExportError(f"the variant does not compute the same: {found.line()}")
+        yield found, bounds[case.name] | {"error": found.error}
+
+
+def _keep(
+    made: Made, folder: Path, name: str, entry: dict[str, Any], steps: list[tuple[Comparison, dict[str, float]]]
+) -> None:
+    entry["decoding"] = {comparison.case: record for comparison, record in steps}
+    entry["operators"] = dict(sorted(operators(_path(folder, entry)).items()))
+    made.variants[name] = entry
+
+
+def _entry(precision: str, cache: str) -> dict[str, Any]:
+    path = f"{VARIANTS}/cpu-{precision}/model.onnx"
+    return {"path": path, "provider": "cpu", "precision": precision, "cache": cache}
+
+
+def _path(folder: Path, entry: dict[str, Any]) -> Path:
+    path = folder / entry["path"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _smoothed(model: nn.Module, signature: Signature, opset: int, tokens: Sequence[int]) -> ir.Model:
+    """The graph of the model after `smooth`, over one window of text."""
+    model = copy.deepcopy(model)
+    run = torch_runner(model, signature, torch.float32, copied=False)
+    smooth(model, lambda: run(_whole(signature, list(tokens), [len(tokens) - 1])))
+    return to_onnx(model, signature, opset)
+
+
+def _windows(folder: Path, text: str | None, vocabulary: int, limit: int) -> list[list[int]]:
+    """The text in windows of up to 512 tokens, at least two. Without a tokenizer its bytes stand for tokens."""
+    text = TEXT.read_text(encoding="utf-8") if text is None else text
+    if (folder / "tokenizer.json").exists():
+        from tokenizers import Tokenizer
+
+        tokens = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    else:
+        tokens = [byte % vocabulary for byte in text.encode()[: 4 * WINDOW]]
+    size = min(WINDOW, limit - 1)
+    windows = [tokens[at : at + size] for at in range(0, len(tokens) - 1, size)]
+    windows = [window for window in windows if len(window) > 1]
+    if len(windows) < 2:
+        raise ExportError(f"the text of the quality gate has {len(tokens)} tokens; it needs more than {size + 1}")
+    return windows
+
+
+def _max_positions(signature: Signature) -> int:
+    return next(spec.high or 0 for spec in signature.inputs if spec.name == "position_ids")
+
+
+def _vocabulary(signature: Signature) -> int:
+    return next(spec.high or 0 for spec in signature.inputs if spec.name == "input_ids")

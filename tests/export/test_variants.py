@@ -1,0 +1,333 @@
+"""Decoders in place, in 8 and in 4 bits: what is measured before a variant is kept, and what a package does with it."""
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from isoformer.export import ExportError, export, quantize, variants
+from isoformer.export.graph import to_onnx
+from isoformer.export.smooth import smooth
+from isoformer.models.families import decoder, encoder
+from isoformer.runtime import PackageError, Session, decoding, load
+from isoformer.runtime.binding import Decoder, SharedCache
+from isoformer.runtime.errors import InputError
+from isoformer.runtime.package import MANIFEST, sha256
+
+CONFIG = dataclasses.replace(
+    decoder.TINY, hidden_size=64, head_dim=16, intermediate_size=96, max_positions=400, qk_norm=True
+)
+PLAIN = dataclasses.replace(CONFIG, qk_norm=False, gated=False, norm_kind="layer", position_kind="learned")
+
+
+def model_of(config: decoder.Config) -> decoder.Model:
+    torch.manual_seed(5)
+    model = decoder.Model(config).eval()
+    with torch.no_grad():
+        model.tokens.weight.mul_(0.2)  # the head's too: else every logit is far from every other
+    return model
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def package(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("variants") / request.param
+    return export(model_of(CONFIG), decoder.signature(CONFIG), path, precision=request.param).path
+
+
+# ----------------------------------------------------------------------------------------------- the package
+
+
+def test_a_package_says_what_its_variants_are_and_how_they_were_measured(package):
+    loaded = load(package)
+    precision = package.name
+    assert loaded.manifest["precision"] == "float32"
+    assert loaded.manifest["preferred"] == precision
+    assert set(loaded.variants) == {"cpu-float32", f"cpu-{precision}"}
+    low = loaded.variant(f"cpu-{precision}")
+    assert low["operators"]["com.microsoft::GroupQueryAttention"] == CONFIG.num_layers
+    assert low["gate"]["limits"] == dataclasses.asdict(variants.GATES[precision])
+    assert low["gate"]["ratio"] <= variants.GATES[precision].perplexity
+    for variant in loaded.variants.values():
+        assert len(variant["decoding"]) == 5
+        assert all(0 < case["error"] <= case["bound"] for case in variant["decoding"].values())
+    exact = max(case["error"] for case in loaded.variant("cpu-float32")["decoding"].values())
+    rough = max(case["error"] for case in low["decoding"].values())
+    assert rough > 100 * exact  # it really computes in fewer bits
+    assert f"cpu-{precision}" in (package / "README.md").read_text()
+
+
+def test_float32_stands_on_the_disk_once(package):
+    weights = (package / "model.onnx_data").stat().st_size
+    assert (package / "model.onnx").stat().st_size < weights / 2
+    assert (package / "variants/cpu-float32/model.onnx").stat().st_size < weights / 2
+
+
+def test_the_fastest_is_what_the_package_was_exported_for(package):
+    loaded = load(package)
+    assert loaded.fastest("cpu") == f"cpu-{package.name}"
+    assert loaded.fastest("cpu", "float32") == "cpu-float32"
+    assert loaded.fastest("cuda") is None
+    with pytest.raises(PackageError, match=r"has no float16 for cpu, but float32, int\d; export it again"):
+        loaded.fastest("cpu", "float16")
+    with pytest.raises(PackageError, match="has no variant cpu-int2; it has cpu-float32, cpu-int"):
+        Session(loaded, variant="cpu-int2")
+
+
+def test_every_graph_passes_its_steps_again(package):
+    loaded = load(package)
+    for name in (None, *loaded.variants):
+        found = list(decoding.verify(loaded, Session(loaded, variant=name), str(name)))
+        assert len(found) == 5
+        assert all(comparison.passed for comparison in found)
+
+
+def test_a_variant_whose_weights_moved_is_found_out(package, tmp_path):
+    """A thousandth of one layer's scales, under a manifest with the right digests."""
+    copy = Path(shutil.copytree(package, tmp_path / "copy"))
+    name = load(copy).fastest("cpu")
+    file = copy / f"variants/{name}/model.onnx"
+    graph = ir.load(file)
+    scale = next(v for n, v in graph.graph.initializers.items() if n == "product.1.scale")
+    assert scale.const_value is not None
+    scale.const_value = ir.tensor(scale.const_value.numpy() * np.float32(3.0), name=scale.name)
+    ir.save(graph, file)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["files"][f"variants/{name}/model.onnx"] = sha256(file)
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    found = list(decoding.verify(load(copy), Session(load(copy), variant=name), "moved"))
+    assert not all(comparison.passed for comparison in found)
+
+
+@pytest.mark.parametrize("broken", ["path", "decoding"])
+def test_a_manifest_whose_variants_cannot_be_read_is_refused(package, tmp_path, broken):
+    copy = Path(shutil.copytree(package, tmp_path / "copy"))
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["variants"]["cpu-float32"][broken] = "../elsewhere"
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(PackageError, match="cannot be read"):
+        load(copy)
+
+
+def test_a_session_in_place_is_for_the_decoder(package):
+    session = Session(package, variant="cpu-float32")
+    with pytest.raises(InputError, match="cpu-float32 writes its cache in place"):
+        session.run({})
+
+
+# ----------------------------------------------------------------------------------------------- the cache
+
+
+def test_the_cache_stays_where_it_is_until_it_is_outgrown(package):
+    held = Decoder(Session(package, variant="cpu-float32"))
+    assert isinstance(held._cache, SharedCache)
+    held.start([[1, 2, 3]])
+    places = [value.data_ptr() for value in held._cache._values]
+    for token in range(4, 250):
+        held.append([[token % 101]])
+    assert [value.data_ptr() for value in held._cache._values] == places
+    before = held.append([[7]])
+    while held.length < 300:
+        before = held.append([[7]])
+    assert held._cache._arrays[0].shape[2] == CONFIG.max_positions  # doubled, and no more than the model holds
+    plain = Decoder(Session(package))
+    plain.start(held.tokens)
+    again, _ = plain.start([[*held.tokens[0][:-1], 7]])
+    np.testing.assert_allclose(before, again, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["cpu-float32", None])
+def test_scores_are_those_of_every_sequence_alone(package, kind):
+    decoder_ = Decoder(Session(package, variant=kind))
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 101, n).tolist() for n in (9, 1, 30)]
+    together = decoder_.score(rows)
+    for row, logits in zip(rows, together, strict=True):
+        assert logits.shape == (len(row), 101)
+        np.testing.assert_allclose(logits, decoder_.score([row])[0], atol=1e-5)
+    np.testing.assert_allclose(decoder_.start([rows[2]])[0][0], together[2][-1], atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------- the gate
+
+
+def test_what_misses_its_gate_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(variants.GATES, "int8", variants.Gate(0.5, 0.85))
+    with pytest.raises(ExportError, match=r"quality gate is missed: perplexity .* \(at most 0.5\)"):
+        export(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "low", precision="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_slower_way_is_taken_where_the_first_misses(tmp_path, monkeypatch):
+    tried = []
+
+    def noted(way):
+        def run(graph):
+            tried.append(way)
+            return way(graph)
+
+        return run
+
+    ways = tuple(noted(way) for way in variants.WAYS["int8"])
+    monkeypatch.setitem(variants.WAYS, "int8", ways)
+    real, calls = variants.gate, []
+
+    def gate(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise ExportError("missed")
+        return real(*args)
+
+    monkeypatch.setattr(variants, "gate", gate)
+    made = export(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "low", precision="int8")
+    assert tried == [quantize.int8, variants.WAYS and tried[1]]
+    assert "DynamicQuantizeLinear" not in made.variant("cpu-int8")["operators"]
+
+
+def test_the_gate_reads_the_text_that_is_given(tmp_path):
+    with pytest.raises(ExportError, match="the text of the quality gate has 3 tokens; it needs more than 400"):
+        export(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "low", precision="int8", text="abc")
+
+
+def test_perplexity_and_agreement_by_hand():
+    class Fixed:
+        def __init__(self, logits):
+            self.logits = np.array(logits, np.float32)
+
+        def score(self, _rows):
+            return [self.logits]
+
+    exact = Fixed([[0.0, np.log(3.0)], [0.0, 0.0], [0, 0]])
+    low = Fixed([[np.log(3.0), 0.0], [0.0, 0.0], [0, 0]])
+    found = variants.gate(exact, low, [[0, 1, 0]], variants.Gate(9.0, 0.0))  # pyright: ignore
+    assert found["perplexity_float32"] == pytest.approx((0.75 * 0.5) ** -0.5)
+    assert found["perplexity"] == pytest.approx((0.25 * 0.5) ** -0.5)
+    assert found["agreement"] == 0.5
+    assert found["tokens"] == 2
+
+
+def test_precisions_are_for_decoders(tmp_path):
+    model = encoder.Model(encoder.TINY)
+    with pytest.raises(ExportError, match="precision int8 is for decoders with a cache"):
+        export(model, encoder.signature(encoder.TINY), tmp_path / "encoder", precision="int8")
+    with pytest.raises(ExportError, match="precision 'int3' is not one of float32, int8, int4"):
+        export(model, encoder.signature(encoder.TINY), tmp_path / "encoder", precision="int3")
+
+
+# ----------------------------------------------------------------------------------------------- the graphs
+
+
+def graph_of(config: decoder.Config) -> ir.Model:
+    return to_onnx(model_of(config), decoder.signature(config), 23)
+
+
+def kinds(graph: ir.Model) -> Counter:
+    return Counter(node.op_type for node in graph.graph)
+
+
+@pytest.mark.parametrize("config", [CONFIG, PLAIN], ids=["llama", "gpt2"])
+def test_every_product_is_in_8_bits_and_tied_embeddings_once(config):
+    graph = graph_of(config)
+    before = kinds(graph)["MatMul"]
+    assert quantize.int8(graph) == before
+    assert kinds(graph)["MatMul"] == 0
+    assert kinds(graph)["MatMulIntegerToFloat"] == before
+    tables = [v for v in graph.graph.initializers.values() if v.shape == (config.vocab_size, config.hidden_size)]
+    assert [table.dtype for table in tables] == [ir.DataType.INT8]
+    onnx.checker.check_model(ir.to_proto(graph), full_check=False)
+
+
+def test_8_bits_are_a_scale_a_column_and_a_scale_a_row():
+    """y = p · (round(127 x / p) / 127 @ W8) · scale, also of a row of zeros."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 32)).astype(np.float32)
+    x[0, 1] = 0
+    x[1, 2] *= 1000
+    w = np.random.default_rng(1).standard_normal((32, 40)).astype(np.float32)
+    peak = np.abs(x).max(-1, keepdims=True).clip(1e-30)
+    scale = np.abs(w).max(0) / 127
+    want = peak * (np.rint(127 * x / peak) / 127) @ (np.rint(w / scale) * scale)
+    found = run_product(w, quantize.int8, x)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+    assert (found[0, 1] == 0).all()
+
+
+def test_4_bits_of_4_bits_are_what_they_were():
+    """Q4_1 and Q4_0 come out as they went in: only the activations are rounded."""
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 16, (64, 40))
+    numbers[0:2], numbers[32:34] = [[0], [15]], [[15], [0]]  # the ends of the range are taken, as those formats do
+    step = rng.uniform(0.01, 0.1, (2, 1, 40)).repeat(32, 1).reshape(64, 40)
+    low = rng.uniform(-1, 1, (2, 1, 40)).repeat(32, 1).reshape(64, 40)
+    w = (numbers * step + low).astype(np.float32)
+    packed, scale, offset = quantize.pack(w)
+    nibbles = np.stack([packed & 15, packed >> 4], -1).reshape(40, 2, 32)
+    again = (nibbles - 8.0) * scale[..., None] + offset.T[..., None]
+    np.testing.assert_allclose(again.reshape(40, 64).T, w, atol=1e-6)
+    x = rng.standard_normal((1, 5, 64)).astype(np.float32)
+    np.testing.assert_allclose(run_product(w, quantize.int4, x), x @ w, atol=0.05)
+
+
+def test_columns_that_are_no_whole_blocks_are_in_8_bits():
+    w = np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((1, 3, 40)).astype(np.float32)
+    graph = product(w)
+    assert quantize.int4(graph) == 1
+    assert kinds(graph)["MatMulNBits"] == 0
+    np.testing.assert_allclose(run_product(w, quantize.int4, x), x @ w, atol=0.2)
+
+
+def product(w: np.ndarray) -> ir.Model:
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    edge = (onnx.TensorProto.FLOAT, ["batch", "length"])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", edge[0], [*edge[1], w.shape[0]])],
+        [helper.make_tensor_value_info("y", edge[0], [*edge[1], w.shape[1]])],
+        [numpy_helper.from_array(w, "w")],
+    )
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11))
+
+
+def run_product(w: np.ndarray, way, x: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    graph = product(w)
+    assert way(graph) == 1
+    session = onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": x})[0]
+    assert isinstance(found, np.ndarray)
+    return found
+
+
+@pytest.mark.parametrize("config", [CONFIG, PLAIN], ids=["llama", "gpt2"])
+def test_smoothing_changes_the_weights_and_not_what_they_compute(config):
+    model, signature = model_of(config).double(), decoder.signature(config)
+    tokens = torch.arange(40)[None] % 101
+
+    def run():
+        past = {
+            spec.name: torch.zeros(1, int(spec.axes[1]), 0, int(spec.axes[3]), dtype=torch.float64)
+            for spec in signature.inputs[4:]
+        }
+        places = torch.arange(40)[None]
+        return model(tokens, torch.ones(1, 40, dtype=torch.int64), places, places, **past)["logits"]
+
+    with torch.no_grad():
+        model.blocks[0].attention_norm.weight[3] = 50.0  # an outlier  # pyright: ignore
+    with torch.no_grad():
+        want = run()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert smooth(model, run) == (4 if config.gated else 3) * config.num_layers
+    with torch.no_grad():
+        torch.testing.assert_close(run(), want, rtol=0, atol=1e-9)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert "blocks.0.attention_norm.weight" in moved
+    assert "blocks.1.attention.out_linear.weight" in moved
+    assert model.blocks[0].attention_norm.weight[3] < 25  # pyright: ignore
