@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from isoformer.export.edit import array, initializer, remove_unused
+
 MICROSOFT = "com.microsoft"
 SMALLEST = 256  # values of a weight that is worth it
 BLOCK = 32
@@ -48,7 +50,7 @@ def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool], *, 
     found = [(node, *weight) for node in list(graph) if (weight := _weight(node)) is not None]
     tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for number, (node, source, tied) in enumerate(found):
-        x, values = node.inputs[0], _array(source)
+        x, values = node.inputs[0], array(source)
         build = _Builder(graph, node, f"product.{number}")
         if in_4_bits(values, tied):
             result = _in_4_bits(build, x, values, blocks)
@@ -68,7 +70,7 @@ def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool], *, 
                 _look_up(graph, use.node, table, scale)
     if found:
         model.opset_imports.setdefault(MICROSOFT, 1)
-        _drop_unused(graph)
+        remove_unused(model)
     return len(found)
 
 
@@ -196,26 +198,13 @@ class _Builder:
         self.graph.insert_before(self.place, node)
         return node.outputs
 
-    def weight(self, array: np.ndarray, name: str = "weight") -> ir.Value:
-        return _initializer(self.graph, f"{self.prefix}.{name}", array)
+    def weight(self, values: np.ndarray, name: str = "weight") -> ir.Value:
+        return initializer(self.graph, f"{self.prefix}.{name}", values)
 
     def constant(self, name: str, value: Any) -> ir.Value:
         """One that the whole graph shares."""
         known = self.graph.initializers.get(f"quantize.{name}")
-        return known or _initializer(self.graph, f"quantize.{name}", np.asarray(value))
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
-def _array(value: ir.Value) -> np.ndarray:
-    if value.const_value is None:
-        raise ValueError(f"{value.name} is not a constant")
-    return value.const_value.numpy()
+        return known or initializer(self.graph, f"quantize.{name}", np.asarray(value))
 
 
 def _take_over(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
@@ -224,12 +213,3 @@ def _take_over(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
     result.name, result.type, result.shape = old.name, old.type, old.shape
     ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
     graph.remove(node, safe=True)
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for node in reversed(list(graph)):
-        if node.op_type == "Transpose" and not any(output.uses() for output in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from isoformer.export.edit import initializer, remove_unused
 from isoformer.export.errors import ExportError
 
 MICROSOFT = "com.microsoft"
@@ -36,7 +37,7 @@ def apply(model: ir.Model, windows: tuple[int | None, ...], max_positions: int) 
     for node, window in zip(layers, windows, strict=True):
         _rewrite(graph, node, window, lengths, tables, max_positions)
     model.opset_imports.setdefault(MICROSOFT, 1)
-    _drop_unused(graph)
+    remove_unused(model)
     for value in (*graph.inputs, *graph.outputs):
         if value.name and value.name.startswith(("past_key_values.", "present.")):
             sizes = list(value.shape or ())
@@ -200,19 +201,5 @@ def _computed(graph: ir.Graph, value: ir.Value, position_ids: np.ndarray) -> np.
     return found[0]
 
 
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(array, name=f"cache.{name}")
-    value = ir.Value(
-        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for node in reversed(list(graph)):
-        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
+def _constant(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
+    return initializer(graph, f"cache.{name}", values)

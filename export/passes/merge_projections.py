@@ -16,6 +16,8 @@ from itertools import count
 import numpy as np
 import onnx_ir as ir
 
+from isoformer.export.edit import array, initializer
+
 WIDEST = 1024  # columns: wider products keep the processor busy alone, and a Split copies
 
 
@@ -50,7 +52,7 @@ def apply(model: ir.Model) -> int:
 
 
 def _is_narrow(linear: Linear) -> bool:
-    return _array(linear.weight).shape[1] <= WIDEST
+    return array(linear.weight).shape[1] <= WIDEST
 
 
 def _linear(node: ir.Node) -> Linear | None:
@@ -70,18 +72,18 @@ def _linear(node: ir.Node) -> Linear | None:
 
 def _merge(graph: ir.Graph, group: list[Linear]) -> None:
     x = group[0].matmul.inputs[0]
-    widths = [_array(linear.weight).shape[1] for linear in group]
+    widths = [array(linear.weight).shape[1] for linear in group]
     name = _free(graph, _name(group))
-    weight = _initializer(graph, f"{name}.weight", np.concatenate([_array(linear.weight) for linear in group], axis=1))
+    weight = initializer(graph, f"{name}.weight", np.concatenate([array(linear.weight) for linear in group], axis=1))
     product = ir.node("MatMul", [x, weight], name=f"{name}.MatMul")
     nodes, total = [product], product.outputs[0]
     if any(linear.bias is not None for linear in group):
-        dtype = _array(weight).dtype
-        biases = [np.zeros(n, dtype) if g.bias is None else _array(g.bias) for g, n in zip(group, widths, strict=True)]
-        bias = _initializer(graph, f"{name}.bias", np.concatenate(biases))
+        dtype = array(weight).dtype
+        biases = [np.zeros(n, dtype) if g.bias is None else array(g.bias) for g, n in zip(group, widths, strict=True)]
+        bias = initializer(graph, f"{name}.bias", np.concatenate(biases))
         nodes.append(ir.node("Add", [total, bias], name=f"{name}.Add"))
         total = nodes[-1].outputs[0]
-    sizes = _initializer(graph, f"{name}.sizes", np.array(widths, dtype=np.int64))
+    sizes = initializer(graph, f"{name}.sizes", np.array(widths, dtype=np.int64))
     nodes.append(
         ir.node("Split", [total, sizes], attributes={"axis": -1}, num_outputs=len(group), name=f"{name}.Split")
     )
@@ -122,16 +124,3 @@ def _free(graph: ir.Graph, name: str) -> str:
     """The name, numbered where another group has it: layers whose biases are equal share their names."""
     numbered = (f"{name}_{number}" if number > 1 else name for number in count(1))
     return next(free for free in numbered if f"{free}.weight" not in graph.initializers)
-
-
-def _array(value: ir.Value) -> np.ndarray:
-    if value.const_value is None:
-        raise ValueError(f"{value.name} is not a constant")
-    return value.const_value.numpy()
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -6,12 +6,12 @@ Case 2: the second input of a MatMul whose result is added to `layer.bias` was t
 """
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from isoformer.export.edit import remove_unused
 
 
 def apply(model: ir.Model) -> int:
-    removed = RemoveUnusedNodesPass()(model).modified
-    return int(removed) + sum(_name_weight(model.graph, node) for node in model.graph)
+    return int(remove_unused(model)) + sum(_name_weight(model.graph, node) for node in model.graph)
 
 
 def _name_weight(graph: ir.Graph, node: ir.Node) -> bool:

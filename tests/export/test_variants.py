@@ -331,3 +331,45 @@ def test_smoothing_changes_the_weights_and_not_what_they_compute(config):
     assert "blocks.0.attention_norm.weight" in moved
     assert "blocks.1.attention.out_linear.weight" in moved
     assert model.blocks[0].attention_norm.weight[3] < 25  # pyright: ignore
+
+
+# ----------------------------------------------------------------------------------------------- the command line
+
+BUILD = """
+import dataclasses, torch
+from isoformer.models.families import decoder
+
+def build():
+    config = dataclasses.replace(decoder.TINY, hidden_size=64, head_dim=16, intermediate_size=96, max_positions=400)
+    torch.manual_seed(5)
+    model = decoder.Model(config).eval()
+    with torch.no_grad():
+        model.tokens.weight.mul_(0.2)
+    return model, decoder.signature(config)
+"""
+
+
+def test_the_way_through_the_command_line(tmp_path, isoformer):
+    (tmp_path / "built.py").write_text(BUILD)
+    (tmp_path / "short.txt").write_text("abc")
+    made = isoformer("export", "-m", "built:build", "low", "--precision", "int8", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "cpu-int8: perplexity" in made.stdout
+    verified = isoformer("verify", "low", "--runtime", "ort", "--json", cwd=tmp_path)
+    assert verified.returncode == 0, verified.stderr
+    lines = [json.loads(line) for line in verified.stdout.splitlines()]
+    runtimes = {line["runtime"] for line in lines[:-1] if line["check"] == "decoding"}
+    assert runtimes == {"onnxruntime cpu", "onnxruntime cpu-float32", "onnxruntime cpu-int8"}
+    assert "cpu-int8, shared cache, perplexity" in isoformer("inspect", "low", cwd=tmp_path).stdout
+    for wrong, said in (
+        (("export", "-m", "built:build", "x", "--precision", "int3"), "precision 'int3' is not one of fp32"),
+        (("export", "-m", "built:build", "x", "--precision", "fp16"), "precision 'float16' is not one of float32, int8"),
+        (("export", "-m", "encoder", "x", "--precision", "int8"), "precision int8 is for decoders"),
+        (("export", "-m", "built:build", "x", "--text", "short.txt"), "is for the quality gate of int8 and int4"),
+        (("export", "-m", "built:build", "x", "--precision", "int8", "--text", "short.txt"), "has 3 tokens"),
+    ):
+        refused = isoformer(*wrong, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert not (tmp_path / "x").exists()

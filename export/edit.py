@@ -1,0 +1,25 @@
+"""What passes over a graph have in common: constants in and out of it."""
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+
+def array(value: ir.Value | None) -> np.ndarray:
+    """The numbers of a constant."""
+    if value is None or value.const_value is None:
+        raise ValueError(f"{'nothing' if value is None else value.name} is not a constant")
+    return value.const_value.numpy()
+
+
+def initializer(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
+    """A constant that the graph gets, under a name that it does not have yet."""
+    tensor = ir.tensor(np.ascontiguousarray(values) if values.ndim else values, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def remove_unused(model: ir.Model) -> bool:
+    """Takes out nodes and constants that nothing uses; whether there were any."""
+    return RemoveUnusedNodesPass()(model).modified
