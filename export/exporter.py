@@ -61,6 +61,12 @@ def export(
     with package.staged(Path(path), force=force) as folder:
         training = model.training
         model.eval()
+        for file in files:
+            if isinstance(file, TextFile):
+                (folder / file.name).write_text(file.content, encoding="utf-8")
+            else:
+                shutil.copyfile(file, folder / file.name)
+        windows = [] if precision == "float32" else variants.windows(folder, signature, text)
         try:
             progress("graph", 0, 1)
             graph = to_onnx(model, signature, opset)
@@ -75,14 +81,9 @@ def export(
             }
             found = evidence.gather(model, signature, runners, progress)
             _refuse_other_answers(found)
-            for file in files:
-                if isinstance(file, TextFile):
-                    (folder / file.name).write_text(file.content, encoding="utf-8")
-                else:
-                    shutil.copyfile(file, folder / file.name)
             made = variants.Made()
             if signature.windows:
-                made = variants.make(folder, model, signature, opset, precision, text, progress)
+                made = variants.make(folder, model, signature, opset, precision, windows, progress)
                 found.comparisons += made.comparisons
                 _refuse_other_answers(found)
         finally:

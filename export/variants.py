@@ -76,12 +76,12 @@ def make(
     signature: Signature,
     opset: int,
     precision: str,
-    text: str | None,
+    windows: list[list[int]],
     progress: Progress,
 ) -> Made:
     """Writes the variants of the decoder at `folder`, whose canonical graph is there, below variants/.
 
-    precision: float32 alone, or int8 or int4 as well. text: of the gate, else the one that comes with isoformer.
+    precision: float32 alone, or int8 or int4 as well. windows: of the gate's text, see `windows`.
     Raises ExportError when a variant misses its bound or its gate.
     """
     made = Made()
@@ -117,7 +117,6 @@ def make(
     if precision == "float32":
         return made
 
-    windows = _windows(folder, text, _vocabulary(signature), _max_positions(signature))
     name, cache = f"cpu-{precision}", "shared" if made.variants else "plain"
     missed: ExportError | None = None
     for number, way in enumerate(WAYS[precision]):
@@ -276,8 +275,12 @@ def _smoothed(model: nn.Module, signature: Signature, opset: int, tokens: Sequen
     return to_onnx(model, signature, opset)
 
 
-def _windows(folder: Path, text: str | None, vocabulary: int, limit: int) -> list[list[int]]:
-    """The text in windows of up to 512 tokens, at least two. Without a tokenizer its bytes stand for tokens."""
+def windows(folder: Path, signature: Signature, text: str | None) -> list[list[int]]:
+    """The gate's text, or the one that comes with isoformer, in windows of up to 512 tokens, at least two.
+
+    Without a tokenizer in the folder its bytes stand for tokens. Raises ExportError for a text that is too short.
+    """
+    vocabulary, limit = _vocabulary(signature), _max_positions(signature)
     text = TEXT.read_text(encoding="utf-8") if text is None else text
     if (folder / "tokenizer.json").exists():
         from tokenizers import Tokenizer
@@ -286,11 +289,11 @@ def _windows(folder: Path, text: str | None, vocabulary: int, limit: int) -> lis
     else:
         tokens = [byte % vocabulary for byte in text.encode()[: 4 * WINDOW]]
     size = min(WINDOW, limit - 1)
-    windows = [tokens[at : at + size] for at in range(0, len(tokens) - 1, size)]
-    windows = [window for window in windows if len(window) > 1]
-    if len(windows) < 2:
+    found = [tokens[at : at + size] for at in range(0, len(tokens) - 1, size)]
+    found = [window for window in found if len(window) > 1]
+    if len(found) < 2:
         raise ExportError(f"the text of the quality gate has {len(tokens)} tokens; it needs more than {size + 1}")
-    return windows
+    return found
 
 
 def _max_positions(signature: Signature) -> int:
