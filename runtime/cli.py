@@ -239,8 +239,8 @@ def _precision(name: str) -> str:
 
 
 def _fastest(package: Package, provider: ProviderName, precision: str | None, threads: int | None) -> Session:
-    variant = package.fastest(provider, None if precision is None else _precision(precision))
-    return Session(package, provider, threads=threads, variant=variant)
+    chosen = None if precision is None else _precision(precision)
+    return Session.fastest(package, provider, precision=chosen, threads=threads)
 
 
 def _verify_decoding(

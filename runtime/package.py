@@ -184,9 +184,8 @@ def _check_records(file: Path, manifest: dict[str, Any], signature: Signature) -
         for name, variant in manifest.get("variants", {}).items():
             if variant["path"] not in manifest["files"]:
                 raise ValueError(f"the file of the variant {name} is not listed")
-            variant["provider"], variant["precision"], variant["cache"] = (
-                str(variant[k]) for k in ("provider", "precision", "cache")
-            )
+            if not all(isinstance(variant[key], str) for key in ("path", "provider", "precision", "cache")):
+                raise ValueError(f"the variant {name} is not described by texts")
             for case in variant["decoding"].values():
                 float(case["bound"])
         int(manifest["parameters"])

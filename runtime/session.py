@@ -29,7 +29,8 @@ class Session:
         outputs = session.run({"input_ids": ids, "attention_mask": mask})
 
     path: a package folder, or a Package that `load` has checked. threads: of one operator; None
-    leaves the choice to ONNX Runtime (one a core).
+    leaves the choice to ONNX Runtime (one a core). variant: another graph of the same model, by its name in
+    `Package.variants`; see `fastest`.
 
     Raises PackageError for a broken package and ProviderError when the provider does not run the
     graph here; it never falls back to another.
@@ -52,9 +53,27 @@ class Session:
         self._inputs = {spec.name: spec for spec in self.signature.inputs}
         self._outputs = [spec.name for spec in self.signature.outputs]
         self.variant = variant
+        if variant is not None and self.package.variant(variant)["provider"] != provider:
+            raise InputError(f"{variant} is for {self.package.variant(variant)['provider']}, not for {provider}")
         self.shared_cache = variant is not None and self.package.variant(variant)["cache"] == "shared"
         self.inference = _open(self.package, provider, threads, variant)  # onnxruntime's InferenceSession
         _refuse_other_edge(self.inference, self.package)
+
+    @classmethod
+    def fastest(
+        cls,
+        path: str | Path | Package,
+        provider: ProviderName = "cpu",
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> "Session":
+        """The session of the package's fastest graph of a precision, by default the one it was exported for.
+
+        Raises as the constructor does, and PackageError for a precision that the package does not have.
+        """
+        package = path if isinstance(path, Package) else load(path)
+        return cls(package, provider, threads=threads, variant=package.fastest(provider, precision))
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """The outputs by name, all of them or the ones named.

@@ -84,6 +84,10 @@ def test_the_fastest_is_what_the_package_was_exported_for(package):
     assert loaded.fastest("cuda") is None
     with pytest.raises(PackageError, match=r"has no float16 for cpu, but float32, int\d; export it again"):
         loaded.fastest("cpu", "float16")
+    assert Session.fastest(package).variant == f"cpu-{package.name}"
+    assert Session.fastest(package, precision="float32").variant == "cpu-float32"
+    with pytest.raises(InputError, match="cpu-float32 is for cpu, not for cuda"):
+        Session(loaded, "cuda", variant="cpu-float32")
     with pytest.raises(PackageError, match="has no variant cpu-int2; it has cpu-float32, cpu-int"):
         Session(loaded, variant="cpu-int2")
 
