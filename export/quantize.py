@@ -1,4 +1,4 @@
-"""Products with constant matrices in 8 or 4 bits. What they cost in quality is measured afterwards, see `precision`.
+"""Products with constant matrices in 8 or 4 bits. What they cost in quality is measured afterwards, see `variants`.
 
 8 bits: a scale for each column of the weights W, one for each row of the activations x:
 
@@ -48,7 +48,7 @@ def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool], *, 
     graph = model.graph
     rows, whole, blocks = _once(_rows), _once(_whole), _once(_block_sums)
     found = [(node, *weight) for node in list(graph) if (weight := _weight(node)) is not None]
-    tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+    tables: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value]] = {}
     for number, (node, source, tied) in enumerate(found):
         x, values = node.inputs[0], array(source)
         build = _Builder(graph, node, f"product.{number}")
@@ -56,17 +56,22 @@ def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool], *, 
             result = _in_4_bits(build, x, values, blocks)
         else:
             axis = 1 if tied else 0
-            if source not in tables:
+            if (source, tied) not in tables:
                 scale = np.maximum(np.abs(values).max(axis, keepdims=True), 1e-30) / 127
                 table = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
-                tables[source] = build.weight(table), build.weight(scale.astype(np.float32).reshape(-1), "scale")
+                tables[source, tied] = build.weight(table), build.weight(scale.astype(np.float32).reshape(-1), "scale")
             result = _in_8_bits(
-                build, x, *tables[source], rows, None if by_rows or tied or not _is_normed(x) else whole, flipped=tied
+                build,
+                x,
+                *tables[source, tied],
+                rows,
+                None if by_rows or tied or not _is_normed(x) else whole,
+                flipped=tied,
             )
         _take_over(graph, node, result)
-    for source, (table, scale) in tables.items():
+    for (source, tied), (table, scale) in tables.items():
         for use in list(source.uses()):
-            if use.node.op_type == "Gather":
+            if tied and use.node.op_type == "Gather" and use.idx == 0:  # its scales are one a row
                 _look_up(graph, use.node, table, scale)
     if found:
         model.opset_imports.setdefault(MICROSOFT, 1)

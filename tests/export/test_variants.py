@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from isoformer.export import ExportError, export, quantize, variants
+from isoformer.export import ExportError, export, quantize, shared_cache, variants
 from isoformer.export.graph import to_onnx
 from isoformer.export.smooth import smooth
 from isoformer.models.families import decoder, encoder
@@ -187,7 +187,8 @@ def test_a_slower_way_is_taken_where_the_first_misses(tmp_path, monkeypatch):
 
         return run
 
-    ways = tuple(noted(way) for way in variants.WAYS["int8"])
+    first, second = variants.WAYS["int8"]
+    ways = tuple(noted(way) for way in (first, second))
     monkeypatch.setitem(variants.WAYS, "int8", ways)
     real, calls = variants.gate, []
 
@@ -199,8 +200,23 @@ def test_a_slower_way_is_taken_where_the_first_misses(tmp_path, monkeypatch):
 
     monkeypatch.setattr(variants, "gate", gate)
     made = export(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "low", precision="int8")
-    assert tried == [quantize.int8, variants.WAYS and tried[1]]
+    assert tried == [first, second]
     assert "DynamicQuantizeLinear" not in made.variant("cpu-int8")["operators"]
+
+
+def test_a_cache_in_place_that_computes_something_else_is_an_error_and_no_remark(tmp_path, monkeypatch):
+    real = shared_cache.apply
+    monkeypatch.setattr(shared_cache, "apply", lambda graph, _windows, size: real(graph, (3, 3), size))
+    with pytest.raises(ExportError, match="the variant does not compute the same: cpu-float32"):
+        export(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "wrong")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_in_place_that_the_operator_does_not_take_is_a_remark(tmp_path):
+    made = export(model_of(decoder.TINY), decoder.signature(decoder.TINY), tmp_path / "heads_of_6")
+    assert made.variants == {}
+    assert made.fastest("cpu") is None
+    assert "head_size must be a multiple of 8" in made.manifest["notes"][0]
 
 
 def test_the_gate_reads_the_text_that_is_given(tmp_path):
@@ -293,6 +309,20 @@ def test_columns_that_are_no_whole_blocks_are_in_8_bits():
     assert quantize.int4(graph) == 1
     assert kinds(graph)["MatMulNBits"] == 0
     np.testing.assert_allclose(run_product(w, quantize.int4, x), x @ w, atol=0.2)
+
+
+def test_a_table_that_is_multiplied_as_it_stands_is_looked_up_in_float32():
+    w = np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)
+    graph = product(w)
+    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["ids"]))
+    found = ir.node("Gather", [graph.graph.initializers["w"], ids], attributes={"axis": 0})
+    found.outputs[0].name = "found"
+    graph.graph.append(found)
+    graph.graph.inputs.append(ids)
+    graph.graph.outputs.append(found.outputs[0])
+    assert quantize.int8(graph) == 1
+    (gather,) = (node for node in graph.graph if node.op_type == "Gather")
+    assert gather.inputs[0] is graph.graph.initializers["w"]
 
 
 def product(w: np.ndarray) -> ir.Model:
