@@ -268,6 +268,27 @@ class MultiHeadAttention(nn.Module):
             out = attend(q, k, v, mask, **options)  # (B, H, Lq, V)
         return Attended(self.out_linear(out.transpose(1, 2).flatten(2)), shares, cache)
 
+    def keys_values(self, key: Tensor, value: Tensor) -> KVCache:
+        """What `attend_to` reads of key and value (B, Lk, key_size): (B, K, Lk, D) and (B, K, Lk, V).
+
+        Cross-attention needs it once a sentence. Raises ValueError for a layer with rotary, whose keys have positions.
+        """
+        if self.rotary is not None:
+            raise ValueError("keys of a layer with rotary have positions; give it the sequence through `compute`")
+        k = self._split(self.key_linear(key), self.num_kv_heads, self.head_dim)
+        v = self._split(self.value_linear(value), self.num_kv_heads, self.value_head_dim)
+        return KVCache(k if self.key_norm is None else self.key_norm(k), v)
+
+    def attend_to(
+        self, query: Tensor, known: KVCache, mask: Tensor | None = None, *, bias: Tensor | None = None
+    ) -> Tensor:
+        """`forward` over keys and values that `keys_values` made: query (B, Lq, E) → (B, Lq, E)."""
+        q = self._split(self.query_linear(query), self.num_heads, self.head_dim)  # (B, H, Lq, D)
+        q = q if self.query_norm is None else self.query_norm(q)
+        options: dict[str, Any] = {"scale": self.scale, "bias": bias, "softcap": self.softcap, "sinks": self.sinks}
+        out = attend(q, known.key, known.value, mask, **options)  # (B, H, Lq, V)
+        return self.out_linear(out.transpose(1, 2).flatten(2))
+
     def _split(self, x: Tensor, heads: int, size: int) -> Tensor:
         return x.unflatten(-1, (heads, size)).transpose(1, 2)  # (B, L, heads * size) → (B, heads, L, size)
 

@@ -23,4 +23,5 @@ def check(config: Any, at_least: Mapping[str, int]) -> None:
         allowed = get_args(field.type) if get_origin(field.type) is Literal else ()
         if allowed and value not in allowed:
             raise ValueError(f"{field.name} {value!r} is not one of {allowed}")
-    check_heads(config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim)
+    kv_heads = getattr(config, "num_kv_heads", None)
+    check_heads(config.hidden_size, config.num_heads, kv_heads, config.head_dim)

@@ -70,7 +70,8 @@ class EncoderBlock(nn.Module):
         post (Vaswani et al. 2017):  x = norm(x + f(x))
         pre  (Xiong et al. 2020):    x = x + f(norm(x))
 
-    `attention` is called as attention(query, key, value, mask). Dropout acts on each branch in training.
+    `attention` is called as attention(query, key, value, mask), with `bias` where there is one. Dropout acts on
+    each branch in training.
     """
 
     def __init__(
@@ -83,19 +84,18 @@ class EncoderBlock(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if norm_order not in ("post", "pre"):
-            raise ValueError(f"norm_order {norm_order!r} is neither 'post' nor 'pre'")
         self.attention = attention
         self.feed_forward = feed_forward
         self.attention_norm = attention_norm
         self.feed_forward_norm = feed_forward_norm
-        self.pre_norm = norm_order == "pre"
+        self.pre_norm = _is_pre(norm_order)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, L, E), mask of the contract → (B, L, E)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """x (B, L, E), mask of the contract, bias of the scores → (B, L, E)."""
         y = self._to_attention(x)
-        return self._after_attention(x, self.attention(y, y, y, mask))
+        more = {} if bias is None else {"bias": bias}
+        return self._after_attention(x, self.attention(y, y, y, mask, **more))
 
     def with_weights(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What `forward` returns, and the attention's weights (B, H, L, L), exactly zero where masked.
@@ -118,11 +118,10 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention behind a cache and feed-forward, each with a residual, the norm in front:
+    """Self-attention behind a cache, cross-attention where there is one, and feed-forward, each with a residual and
+    a norm: pre x = x + f(norm(x)) or post x = norm(x + f(x)).
 
-        x = x + attention(norm(x))    x = x + feed_forward(norm(x))
-
-    The mask is what makes it causal.
+    The mask is what makes it causal. Dropout acts on each branch in training.
     """
 
     def __init__(
@@ -131,18 +130,60 @@ class DecoderBlock(nn.Module):
         feed_forward: nn.Module,
         attention_norm: nn.Module,
         feed_forward_norm: nn.Module,
+        norm_order: NormOrder = "pre",
+        *,
+        cross_attention: MultiHeadAttention | None = None,
+        cross_norm: nn.Module | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if (cross_attention is None) != (cross_norm is None):
+            raise ValueError("cross_attention and cross_norm go together")
         self.attention = attention
+        self.cross_attention = cross_attention
         self.feed_forward = feed_forward
         self.attention_norm = attention_norm
+        self.cross_norm = cross_norm
         self.feed_forward_norm = feed_forward_norm
+        self.pre_norm = _is_pre(norm_order)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, positions: Positions | None, cache: KVCache
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        positions: Positions | None,
+        cache: KVCache,
+        *,
+        bias: Tensor | None = None,
+        cross: KVCache | None = None,
+        cross_mask: Tensor | None = None,
     ) -> tuple[Tensor, KVCache]:
-        """x (B, L, E), mask over P + L keys, positions as `MultiHeadAttention.compute` takes → x, P + L keys."""
-        y = self.attention_norm(x)
-        attended = self.attention.compute(y, y, y, mask, positions=positions, cache=cache)
-        x = x + attended.output
-        return x + self.feed_forward(self.feed_forward_norm(x)), cast(KVCache, attended.cache)
+        """x (B, L, E), mask and bias over P + L keys, positions as `MultiHeadAttention.compute` takes → x, P + L keys.
+
+        cross: keys and values of the encoder's output, as the cross-attention's `keys_values` gives them; cross_mask
+        of its keys. Raises ValueError when one of the two is there without the other.
+        """
+        if (cross is None) != (self.cross_attention is None):
+            raise ValueError("keys and values of an encoder go with a layer that has cross-attention, and with no other")
+        y = self._before(self.attention_norm, x)
+        attended = self.attention.compute(y, y, y, mask, positions=positions, cache=cache, bias=bias)
+        x = self._after(self.attention_norm, x, attended.output)
+        if self.cross_attention is not None and self.cross_norm is not None and cross is not None:
+            y = self._before(self.cross_norm, x)
+            x = self._after(self.cross_norm, x, self.cross_attention.attend_to(y, cross, cross_mask))
+        y = self._before(self.feed_forward_norm, x)
+        return self._after(self.feed_forward_norm, x, self.feed_forward(y)), cast(KVCache, attended.cache)
+
+    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x) if self.pre_norm else x
+
+    def _after(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        x = x + self.dropout(branch)
+        return x if self.pre_norm else norm(x)
+
+
+def _is_pre(norm_order: NormOrder) -> bool:
+    if norm_order not in ("post", "pre"):
+        raise ValueError(f"norm_order {norm_order!r} is neither 'post' nor 'pre'")
+    return norm_order == "pre"

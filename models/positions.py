@@ -38,18 +38,22 @@ class SinusoidalPositions(nn.Module):
     """Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), section 3.5:
 
     PE(p, 2i) = sin(p / 10000^(2i/E))    PE(p, 2i+1) = cos(p / 10000^(2i/E))
+
+    interleaved=False: all sines first, then all cosines, as Marian has them.
     """
 
     weight: Tensor
 
-    def __init__(self, max_positions: int, hidden_size: int) -> None:
+    def __init__(self, max_positions: int, hidden_size: int, *, interleaved: bool = True) -> None:
         super().__init__()
         _at_least_one(max_positions=max_positions, hidden_size=hidden_size)
         even = torch.arange(0, hidden_size, 2, dtype=torch.float64)
         angles = torch.arange(max_positions, dtype=torch.float64)[:, None] / 10000 ** (even / hidden_size)
         table = torch.empty(max_positions, hidden_size, dtype=torch.float64)
-        table[:, 0::2] = angles.sin()
-        table[:, 1::2] = angles.cos()[:, : hidden_size // 2]
+        half = even.numel()  # the sines, one more than the cosines where the size is odd
+        places = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(half), slice(half, None))
+        table[:, places[0]] = angles.sin()
+        table[:, places[1]] = angles.cos()[:, : hidden_size // 2]
         self.register_buffer("weight", table.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, positions: Tensor | int) -> Tensor:

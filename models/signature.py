@@ -4,6 +4,7 @@ A family states its Signature once. Sample inputs, dynamic axes, input and outpu
 exported graph, the manifest of the package and the cases that verify it are all made from it.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -49,13 +50,22 @@ class TensorSpec:
 class Axis:
     """The sizes that a named axis may take, both ends included; `max=None` is unbounded.
 
-    `sum_of` names the axes whose sizes add up to this one's, which then has no bounds of its own:
-    total_sequence_length is the sum of past_sequence_length and sequence_length.
+    `sum_of` names the axes whose sizes add up to this one's, `times` as much, which then has no bounds of its own:
+    total_sequence_length is the sum of past_sequence_length and sequence_length, samples are 160 times num_frames.
     """
 
     min: int = 1
     max: int | None = None
     sum_of: tuple[str, ...] = ()
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        if type(self.times) is not int or self.times < 1 or (self.times > 1 and not self.sum_of):
+            raise ValueError(f"times is {self.times!r}; it is a whole number from 1, and goes with sum_of")
+
+    def total(self, sizes: Mapping[str, Any]) -> Any:
+        """The size of an axis with `sum_of`, from the sizes of its parts."""
+        return self.times * sum(sizes[part] for part in self.sum_of)
 
 
 @dataclass(frozen=True)
@@ -96,16 +106,18 @@ class Signature:
         for name, axis in self.axes.items():
             for part in axis.sum_of:
                 if part not in known or self.axes.get(part, Axis()).sum_of:
-                    raise ValueError(f"the axis {name} is a sum of {part!r}, which is not a plain axis of the inputs")
+                    raise ValueError(f"the axis {name} is a sum of {part!r}, which is not a plain axis of the model")
         for spec in self.outputs:
             for axis in spec.axes:
                 if isinstance(axis, str) and axis not in known:
                     raise ValueError(f"output {spec.name} has the axis {axis}, which no input has ({known})")
 
     def axis_names(self) -> list[str]:
-        """The named axes of the inputs, in the order in which they first appear, and sums of them that no input has."""
+        """The named axes of the inputs, in the order in which they first appear, and sums and parts that no input has."""
         named = dict.fromkeys(a for spec in self.inputs for a in spec.axes if isinstance(a, str))
-        return list(named | dict.fromkeys(name for name, axis in self.axes.items() if axis.sum_of))
+        sums = {name: axis for name, axis in self.axes.items() if axis.sum_of}
+        parts = (part for axis in sums.values() if axis.times > 1 for part in axis.sum_of)
+        return list(named | dict.fromkeys(sums) | dict.fromkeys(parts))
 
     def to_dict(self) -> dict[str, Any]:
         """The signature as JSON data, as the manifest of a package holds it."""
