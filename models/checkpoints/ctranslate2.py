@@ -193,18 +193,17 @@ def read(path: Path, task: str | None = None) -> Checkpoint:
         value = model.scalar(name) if wanted is not None else None
         if value is not None and value != wanted:
             raise model.error(f"{name} is {value}; {wanted} is supported")
-    tensors, names = _tensors(model)
+    tensors = _tensors(model)
     settings, generation = _settings(model, tensors), _generation(file.parent, model)
     config = TextFile("config.json", json.dumps({**settings, **generation}, indent=2))
     tokenizer = file.parent / "tokenizer.json"
     files = (config, *([tokenizer] if tokenizer.exists() else []))
-    return assemble(file, task, settings, generation, tensors, files, name_in_file=lambda name: names.get(name, name))
+    return assemble(file, task, settings, generation, tensors, files, name_in_file=_name_in_file)
 
 
-def _tensors(model: ModelFile) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights under the names of the Hugging Face layout, and those names → the file's."""
+def _tensors(model: ModelFile) -> dict[str, Tensor]:
+    """The weights under the names of the Hugging Face layout."""
     weights: dict[str, Tensor] = {}
-    names: dict[str, str] = {}
     unknown = []
     for name in model.tensors:
         if name in FLAGS or (name.endswith(SCALE) and name.removesuffix(SCALE) in model.tensors):
@@ -217,11 +216,10 @@ def _tensors(model: ModelFile) -> tuple[dict[str, Tensor], dict[str, str]]:
         if not tensor.ndim or tensor.shape[0] % len(found):
             raise model.error(f"{name} of shape {tuple(tensor.shape)} is not {len(found)} of one height")
         weights |= zip(found, tensor.chunk(len(found)), strict=True)
-        names |= dict.fromkeys(found, name)
     refuse_unknown(unknown, model.path)
     if model.aliases.get("decoder/projection/weight", "decoder/embeddings/weight") != "decoder/embeddings/weight":
         raise model.error("its head is not the table of its tokens, which is not supported")
-    return weights, names
+    return weights
 
 
 def _their_names(name: str) -> tuple[str, ...]:
@@ -238,7 +236,24 @@ def _their_names(name: str) -> tuple[str, ...]:
     if found is None or leaf not in LEAVES:
         return ()
     inside = f"model.{half}." if layer is None else f"model.{half}.layers.{layer}."
-    return tuple(f"{inside}{one}.{LEAVES[leaf]}" for one in ((found,) if isinstance(found, str) else found))
+    return tuple(f"{inside}{one}.{LEAVES[leaf]}" for one in _listed(found))
+
+
+def _name_in_file(name: str) -> str:
+    """The file's tensor that holds the one of that name in the Hugging Face layout."""
+    match = re.fullmatch(r"model\.(encoder|decoder)\.(?:layers\.(\d+)\.)?(.+)\.(weight|bias)", name)
+    if match is None:
+        return "decoder/projection/weight"
+    half, layer, module, leaf = match.groups()
+    if module == "embed_positions":
+        return f"{half}/position_encodings/encodings"
+    found = next(theirs for theirs, ours in (OTHERS if layer is None else LAYER).items() if module in _listed(ours))
+    leaf = {"weight": "gamma", "bias": "beta"}[leaf] if found.endswith("layer_norm") else leaf
+    return f"{half}/{'' if layer is None else f'layer_{layer}/'}{found}/{leaf}"
+
+
+def _listed(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _settings(model: ModelFile, tensors: dict[str, Tensor]) -> dict[str, Any]:
