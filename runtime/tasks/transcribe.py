@@ -238,8 +238,8 @@ def timestamp_rules(length: int, begin: int, eos: int, no_timestamps: int | None
             logits[:begin][text] = -np.inf
         elif new[-1] >= begin:
             logits[begin:] = -np.inf
-        last = max((token for token in new if token >= begin), default=begin)
-        logits[begin : last + (not ended)] = -np.inf
+        if stamps := [token for token in new if token >= begin]:
+            logits[begin : stamps[-1] + (not ended)] = -np.inf
         likelihoods = sampling.log_softmax(logits)
         times = np.logaddexp.reduce(likelihoods[begin:]) if begin < len(logits) else -np.inf
         if times > likelihoods[:begin].max():
