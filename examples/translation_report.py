@@ -7,6 +7,7 @@ from typing import NamedTuple
 import sacrebleu
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -110,7 +111,7 @@ def draw_losses(losses: Losses, path: Path) -> None:
     axes.plot(epochs, losses.training, marker=marker, label="training pairs (with dropout, during the epoch)")
     axes.plot(epochs, losses.held_out, marker=marker, label="held-out pairs (at the end of the epoch)")
     axes.set(xlabel="epoch", ylabel="cross-entropy (nats per target token)", ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path)
