@@ -61,7 +61,8 @@ def report(
 
 def in_pytorch(way: str, model: Model, pairs: Sequence[Pair], tokenizer: Tokenizer) -> Answers:
     """Greedy answers of the model itself."""
-    tokens = translate_greedily(model, [ids for ids, _ in encode_pairs(tokenizer, pairs)], LONGEST_ANSWER)
+    longest = min(LONGEST_ANSWER, model.config.max_positions - 1)  # the first position is the start's
+    tokens = translate_greedily(model, [ids for ids, _ in encode_pairs(tokenizer, pairs)], longest)
     return Answers(way, pairs, tokenizer.decode_batch(tokens), tokens)
 
 

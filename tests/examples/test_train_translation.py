@@ -38,7 +38,7 @@ def tiny_trainer(corpus: example.Corpus):
     config = example.configuration(
         corpus.tokenizer.get_vocab_size(), hidden_size=24, num_heads=3, num_layers=1, intermediate_size=40
     )
-    return example.new_trainer(dataclasses.replace(config, max_positions=128), RECIPE, corpus)
+    return example.new_trainer(dataclasses.replace(config, max_positions=32), RECIPE, corpus)
 
 
 @pytest.mark.parametrize(
