@@ -8,14 +8,16 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from isoformer.export import checks, evidence, package, reference, variants
+from isoformer.export import checks, evidence, package, reference, variants, weights
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Progress
 from isoformer.export.graph import to_onnx
+from isoformer.export.package import Part
 from isoformer.export.variants import PRECISIONS
+from isoformer.models import registry
 from isoformer.models.checkpoints import TextFile
 from isoformer.models.signature import Signature
-from isoformer.runtime.package import WEIGHTS, Package, load
+from isoformer.runtime.package import Package, load
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import Report
 from isoformer.runtime.session import Session
@@ -26,7 +28,7 @@ EXTERNAL_DATA_BYTES = 2**31 - 2**26
 
 def export(
     model: nn.Module,
-    signature: Signature,
+    signature: Signature | dict[str, Signature],
     path: str | Path,
     *,
     task: dict[str, Any] | None = None,
@@ -42,7 +44,8 @@ def export(
     """Writes `model` to a package folder at `path` and returns it, verified against the model in float64.
 
     model: any module whose forward takes the signature's inputs by name and returns its outputs, as
-    a tensor, a tuple in order, or a dict by name. task: JSON data for the runtime, with a "name".
+    a tensor, a tuple in order, or a dict by name. With a dict of signatures the package has a graph for each, by
+    these names, and `model.graph(name)` is its module. task: JSON data for the runtime, with a "name".
     files: configuration and tokenizer files to carry along. provenance: JSON data for the manifest.
     force: replace a package that stands at `path`. precision: of a decoder, float32, int8 or int4: what it runs in
     unless asked otherwise, as a variant beside the canonical graph; text: what that variant's quality is measured
@@ -51,13 +54,9 @@ def export(
     The package appears at `path` complete or not at all. Raises ExportError when an axis is not
     open, an operator is not standard, a weight is repeated or an answer differs.
     """
-    wide = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == "float64"]
-    if wide:
-        raise ExportError(f"{', '.join(wide)} is float64, which is for references; export the model in float32")
-    if precision not in PRECISIONS:
-        raise ExportError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    if precision != "float32" and not signature.windows:
-        raise ExportError(f"precision {precision} is for decoders with a cache; this model has float32")
+    parts = registry.graphs(model, signature)
+    for _, edge in parts.values():
+        _refuse_precision(edge, precision)
     with package.staged(Path(path), force=force) as folder:
         training = model.training
         model.eval()
@@ -66,31 +65,69 @@ def export(
                 (folder / file.name).write_text(file.content, encoding="utf-8")
             else:
                 shutil.copyfile(file, folder / file.name)
-        windows = [] if precision == "float32" else variants.windows(folder, signature, text)
+        windows = [] if precision == "float32" else variants.windows(folder, parts[registry.MODEL][1], text)
         try:
-            progress("graph", 0, 1)
-            graph = to_onnx(model, signature, opset)
-            checks.check(graph, signature, opset)
+            graphs = _graphs(parts, opset, progress)
             # The variants of a decoder read the same file of weights.
-            _save(graph, folder, 0 if signature.windows else external_data_bytes)
-            progress("graph", 1, 1)
-            plain = RuntimeSignature.read(signature.to_dict())
-            runners = {
-                "onnxruntime cpu": Session(Package(folder, {}, plain)).run,
-                reference.NAME: reference.runner(folder / "model.onnx"),
-            }
-            found = evidence.gather(model, signature, runners, progress)
-            _refuse_other_answers(found)
-            made = variants.Made()
-            if signature.windows:
-                made = variants.make(folder, model, signature, opset, precision, windows, progress)
-                found.comparisons += made.comparisons
-                _refuse_other_answers(found)
+            beside = 0 if any(edge.windows for _, edge in parts.values()) else external_data_bytes
+            weights.save(graphs, folder, beside)
+            written = {}
+            for name, (module, edge) in parts.items():
+                stage = _in_graph(name, len(parts), progress)
+                found = _evidence(folder, name, module, edge, stage)
+                made = variants.Made()
+                if edge.windows:
+                    made = variants.make(folder, module, edge, opset, precision, windows, stage)
+                    found.comparisons += made.comparisons
+                    _refuse_other_answers(found)
+                written[name] = Part(edge, graphs[name], found, made)
         finally:
             model.train(training)
         name = Path(path).name
-        package.write(folder, signature, graph, task, opset, provenance or {}, found, made, precision, name=name)
+        package.write(folder, written, task, opset, provenance or {}, precision, name=name)
     return load(path)
+
+
+def _refuse_precision(signature: Signature, precision: str) -> None:
+    wide = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == "float64"]
+    if wide:
+        raise ExportError(f"{', '.join(wide)} is float64, which is for references; export the model in float32")
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if precision != "float32" and not signature.windows:
+        raise ExportError(f"precision {precision} is for decoders with a cache; this model has float32")
+
+
+def _graphs(parts: dict[str, tuple[nn.Module, Signature]], opset: int, progress: Progress) -> dict[str, ir.Model]:
+    """Every graph, checked."""
+    graphs = {}
+    for number, (name, (module, signature)) in enumerate(parts.items()):
+        progress("graph", number, len(parts))
+        graphs[name] = to_onnx(module, signature, opset)
+        checks.check(graphs[name], signature, opset)
+    progress("graph", len(parts), len(parts))
+    return graphs
+
+
+def _in_graph(name: str, count: int, progress: Progress) -> Progress:
+    """The stages of one graph of several carry its name."""
+    if count == 1:
+        return progress
+    return lambda stage, done, total: progress(f"{name}, {stage}", done, total)
+
+
+def _evidence(
+    folder: Path, name: str, module: nn.Module, signature: Signature, progress: Progress
+) -> evidence.Evidence:
+    """What is measured of the graph in the folder; ExportError when an answer differs."""
+    plain = RuntimeSignature.read(signature.to_dict())
+    runners = {
+        "onnxruntime cpu": Session(Package(folder, {}, plain, name)).run,
+        reference.NAME: reference.runner(folder / f"{name}.onnx"),
+    }
+    found = evidence.gather(module, signature, runners, progress)
+    _refuse_other_answers(found)
+    return found
 
 
 def _refuse_other_answers(found: evidence.Evidence) -> None:
@@ -100,10 +137,3 @@ def _refuse_other_answers(found: evidence.Evidence) -> None:
     if not report.passed:
         first = report.failures[0].line() if report.failures else "nothing was compared"
         raise ExportError(f"the exported graph does not compute the same: {first} ({len(report.failures)} such)")
-
-
-def _save(graph: ir.Model, folder: Path, external_data_bytes: int) -> None:
-    """model.onnx, with its weights in model.onnx_data where they are more than `external_data_bytes`."""
-    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
-    external = WEIGHTS if size > external_data_bytes else None
-    ir.save(graph, folder / "model.onnx", external_data=external)

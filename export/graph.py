@@ -32,8 +32,8 @@ class Edge(nn.Module):
                 if isinstance(axis, str):
                     torch._check(size == sizes.setdefault(axis, size))
         for name, axis in self.signature.axes.items():
-            if axis.sum_of and name in sizes:
-                torch._check(sizes[name] == sum(sizes[part] for part in axis.sum_of))
+            if axis.sum_of and name in sizes and axis.times == 1:
+                torch._check(sizes[name] == axis.total(sizes))
         names = [spec.name for spec in self.signature.inputs]
         return in_order(self.model(**dict(zip(names, tensors, strict=True))), self.signature)
 
@@ -70,7 +70,7 @@ def to_onnx(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch's internals about each other
-            dims = {name: _dim(name, signature.axes.get(name, Axis())) for name in signature.axis_names()}
+            dims = _dims(signature)
             shapes = [{i: dims[a] for i, a in enumerate(spec.axes) if isinstance(a, str)} for spec in signature.inputs]
             program = torch.onnx.export(
                 Edge(model, signature),
@@ -113,7 +113,7 @@ def _samples(signature: Signature) -> tuple[Tensor, ...]:
             continue
         fitting = [p for p in PRIMES if p >= axis.min and (axis.max is None or p <= axis.max)]
         sizes[name] = next((p for p in fitting if p not in sizes.values()), axis.max or axis.min)
-    sizes |= {name: sum(sizes[part] for part in axis.sum_of) for name, axis in signature.axes.items() if axis.sum_of}
+    sizes |= {name: axis.total(sizes) for name, axis in signature.axes.items() if axis.sum_of}
     samples = []
     for spec in signature.inputs:
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
@@ -124,10 +124,18 @@ def _samples(signature: Signature) -> tuple[Tensor, ...]:
     return tuple(samples)
 
 
-def _dim(name: str, axis: Axis) -> Any:
-    if axis.sum_of:
-        return torch.export.Dim.DYNAMIC  # what it is the sum of, `Edge` says
-    return torch.export.Dim(name, min=axis.min, max=axis.max)
+def _dims(signature: Signature) -> dict[str, Any]:
+    """Axis name → what torch.export calls it."""
+    axes = {name: signature.axes.get(name, Axis()) for name in signature.axis_names()}
+    dims: dict[str, Any] = {
+        n: torch.export.Dim(n, min=axis.min, max=axis.max) for n, axis in axes.items() if not axis.sum_of
+    }
+    for name, axis in axes.items():
+        if len(axis.sum_of) == 1:
+            dims[name] = axis.times * dims[axis.sum_of[0]]
+        elif axis.sum_of:
+            dims[name] = torch.export.Dim.DYNAMIC  # what it is the sum of, `Edge` says
+    return dims
 
 
 def _name_sums(graph: ir.Model, signature: Signature) -> None:
@@ -135,7 +143,11 @@ def _name_sums(graph: ir.Model, signature: Signature) -> None:
 
     PyTorch invents a name for an input's, and calls an output's by that name or "a + b".
     """
-    sums = {name: set(axis.sum_of) for name, axis in signature.axes.items() if axis.sum_of}
+    sums = {
+        name: {f"{axis.times}*{axis.sum_of[0]}"} if axis.times > 1 else set(axis.sum_of)
+        for name, axis in signature.axes.items()
+        if axis.sum_of
+    }
     invented: set[tuple[str, str]] = set()
     for values, specs in ((graph.graph.inputs, signature.inputs), (graph.graph.outputs, signature.outputs)):
         for value, spec in zip(values, specs, strict=False):

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from isoformer.export.variants import Made
 from isoformer.models.signature import Signature
 from isoformer.runtime import decoding
 from isoformer.runtime.onnx_file import operators
-from isoformer.runtime.package import MANIFEST, SCHEMA, sha256
+from isoformer.runtime.package import MANIFEST, MODEL, SCHEMA, sha256
 from isoformer.runtime.parity import FACTOR, Comparison, Report, by_mask_and_length
 from isoformer.runtime.verify import GRID_FILE
 
@@ -75,46 +76,33 @@ def refuse_taken(path: Path, *, force: bool) -> None:
         raise ExportError(f"{path} holds a package already; --force replaces it")
 
 
+@dataclass(frozen=True)
+class Part:
+    """One graph that has been measured, and its variants."""
+
+    signature: Signature
+    graph: ir.Model
+    evidence: Evidence
+    made: Made
+
+
 def write(
     folder: Path,
-    signature: Signature,
-    graph: ir.Model,
+    parts: dict[str, Part],
     task: dict[str, Any] | None,
     opset: int,
     provenance: dict[str, Any],
-    evidence: Evidence,
-    made: Made,
     preferred: str,
     name: str,
 ) -> None:
-    """Everything but the model itself and the carried files, the manifest last."""
-    golden = {}
-    for number, (case, (inputs, outputs)) in enumerate(evidence.golden.items()):
-        target = folder / f"test_data_set_{number}"
-        target.mkdir()
-        for kind, specs, arrays in (("input", signature.inputs, inputs), ("output", signature.outputs, outputs)):
-            for index, spec in enumerate(specs):
-                tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(arrays[spec.name]), spec.name)
-                (target / f"{kind}_{index}.pb").write_bytes(tensor.SerializeToString())
-        golden[target.name] = evidence.grid[case]
-    np.savez_compressed(folder / GRID_FILE, **evidence.grid_arrays)  # pyright: ignore[reportArgumentType]
-    if made.arrays:
-        np.savez_compressed(folder / decoding.FILE, **made.arrays)  # pyright: ignore[reportArgumentType]
-    precision = "float16" if any(spec.dtype == "float16" for spec in signature.outputs) else "float32"
+    """Everything but the graphs themselves and the carried files, the manifest last."""
+    records = {graph: _records(folder, graph, part, opset, preferred) for graph, part in parts.items()}
     manifest = {
         "schema": SCHEMA,
         "name": name,
         **provenance,
         "task": task,
-        "precision": precision,
-        "preferred": precision if preferred == "float32" else preferred,
-        "variants": made.variants,
-        "decoding": made.decoding,
-        "opset": opset,
-        "signature": signature.to_dict(),
         "mask_contract": MASK_CONTRACT,
-        "operators": dict(sorted(operators(folder / "model.onnx").items())),
-        "parameters": sum(int(np.prod(v.shape.numpy())) for v in graph.graph.initializers.values() if v.shape),
         "versions": {
             "python": platform.python_version(),
             **{
@@ -123,17 +111,48 @@ def write(
             },
             "onnxruntime": _onnxruntime_version(),
         },
-        "tolerances": evidence.tolerances,
-        "parity": parity_table(evidence.comparisons),
-        "notes": sorted({*evidence.notes, *made.notes}),
-        "golden": golden,
-        "grid": evidence.grid,
+        **(records[MODEL] if list(records) == [MODEL] else {"graphs": records}),
     }
     (folder / "README.md").write_text(card(manifest), encoding="utf-8")
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     manifest["files"] = {file: sha256(folder / file) for file in names}
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _records(folder: Path, name: str, part: Part, opset: int, preferred: str) -> dict[str, Any]:
+    """The manifest's records of one graph, whose golden vectors and grid are written."""
+    signature, evidence, made = part.signature, part.evidence, part.made
+    beside = folder if name == MODEL else folder / name
+    beside.mkdir(exist_ok=True)
+    golden = {}
+    for number, (case, (inputs, outputs)) in enumerate(evidence.golden.items()):
+        target = beside / f"test_data_set_{number}"
+        target.mkdir()
+        for kind, specs, arrays in (("input", signature.inputs, inputs), ("output", signature.outputs, outputs)):
+            for index, spec in enumerate(specs):
+                tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(arrays[spec.name]), spec.name)
+                (target / f"{kind}_{index}.pb").write_bytes(tensor.SerializeToString())
+        golden[target.relative_to(folder).as_posix()] = evidence.grid[case]
+    np.savez_compressed(beside / GRID_FILE, **evidence.grid_arrays)  # pyright: ignore[reportArgumentType]
+    if made.arrays:
+        np.savez_compressed(beside / decoding.FILE, **made.arrays)  # pyright: ignore[reportArgumentType]
+    precision = "float16" if any(spec.dtype == "float16" for spec in signature.outputs) else "float32"
+    return {
+        "precision": precision,
+        "preferred": precision if preferred == "float32" else preferred,
+        "variants": made.variants,
+        "decoding": made.decoding,
+        "opset": opset,
+        "signature": signature.to_dict(),
+        "operators": dict(sorted(operators(folder / f"{name}.onnx").items())),
+        "parameters": sum(int(np.prod(v.shape.numpy())) for v in part.graph.graph.initializers.values() if v.shape),
+        "tolerances": evidence.tolerances,
+        "parity": parity_table(evidence.comparisons),
+        "notes": sorted({*evidence.notes, *made.notes}),
+        "golden": golden,
+        "grid": evidence.grid,
+    }
 
 
 def parity_table(comparisons: list[Comparison]) -> dict[str, Any]:
@@ -152,49 +171,62 @@ def parity_table(comparisons: list[Comparison]) -> dict[str, Any]:
 
 def card(manifest: dict[str, Any]) -> str:
     """The model card: what the package is, how it is called, how closely it was checked."""
+    graphs = manifest.get("graphs", {MODEL: manifest})
     task = (manifest["task"] or {}).get("name")
-    rows = "\n".join(
-        f"| `{spec['name']}` | {direction} | {spec['dtype']} | {', '.join(str(a) for a in spec['axes'])} |"
-        for direction in ("inputs", "outputs")
-        for spec in manifest["signature"][direction]
-    )
-    parity = "\n".join(
-        f"| {runtime} | {entry['cases']} | {entry['values']:,} | {entry['worst_share_of_bound']:.2f} |"
-        for runtime, entry in manifest["parity"].items()
-    )
     run = f'isoformer run . "some text"     # task: {task}\n' if task else ""
+    first, opened = next(iter(graphs)), 'Session(".")'
+    if len(graphs) > 1:
+        opened = f'Graphs(".")["{first}"]'
+    parameters = sum(records["parameters"] for records in graphs.values())
+    sections = "\n".join(_card_of_graph(name, records, len(graphs)) for name, records in graphs.items())
     return f"""# {manifest["name"]}
 
-An isoformer package: {manifest["parameters"]:,} parameters, {manifest["precision"]}, ONNX opset \
-{manifest["opset"]}, standard operators only.
-
-| tensor | | dtype | axes |
-|---|---|---|---|
-{rows}
-
-A mask holds 1 where a key takes part. A query that is left without any key attends to nothing: its
-attention is exactly zero.
+An isoformer package: {parameters:,} parameters, {graphs[first]["precision"]}, ONNX opset \
+{graphs[first]["opset"]}, standard operators only.
 
 ```
 {run}isoformer verify .              # replays the parity checks
 ```
 ```python
-from isoformer.runtime import Session
+from isoformer.runtime import {opened.partition("(")[0]}
 
-outputs = Session(".").run({{"{manifest["signature"]["inputs"][0]["name"]}": ...}})
+outputs = {opened}.run({{"{graphs[first]["signature"]["inputs"][0]["name"]}": ...}})
 ```
 
-## Parity
+A mask holds 1 where a key takes part. A query that is left without any key attends to nothing: its
+attention is exactly zero.
 
-The reference is the PyTorch model in float64. The bound of each case is {FACTOR:g} times the error of PyTorch's
+The reference of the parity tables is the PyTorch model in float64. The bound of each case is {FACTOR:g} times the \
+error of PyTorch's
 own float32 on the same inputs; the last column is the largest error as a share of that bound.
+{sections}
+Latency on your machine: `isoformer bench .`
+"""
+
+
+def _card_of_graph(name: str, records: dict[str, Any], count: int) -> str:
+    """The card's part on one graph: its edge and its parity."""
+    rows = "\n".join(
+        f"| `{spec['name']}` | {direction} | {spec['dtype']} | {', '.join(str(a) for a in spec['axes'])} |"
+        for direction in ("inputs", "outputs")
+        for spec in records["signature"][direction]
+    )
+    parity = "\n".join(
+        f"| {runtime} | {entry['cases']} | {entry['values']:,} | {entry['worst_share_of_bound']:.2f} |"
+        for runtime, entry in records["parity"].items()
+    )
+    title = f"\n## {name}.onnx\n" if count > 1 else ""
+    return f"""{title}
+| tensor | | dtype | axes |
+|---|---|---|---|
+{rows}
+
+{"##" if count == 1 else "###"} Parity
 
 | runtime | cases | values | largest share |
 |---|---|---|---|
 {parity}
-{_variants(manifest)}
-Latency on your machine: `isoformer bench .`
-"""
+{_variants(records)}"""
 
 
 def _variants(manifest: dict[str, Any]) -> str:

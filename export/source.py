@@ -21,7 +21,7 @@ class Source:
     """Everything that export() needs; `notes` are lines for the user."""
 
     model: nn.Module
-    signature: Signature
+    signature: Signature | dict[str, Signature]
     task: dict[str, Any] | None
     files: tuple[Path | TextFile, ...]
     provenance: dict[str, Any]

@@ -165,7 +165,7 @@ class DecoderBlock(nn.Module):
         of its keys. Raises ValueError when one of the two is there without the other.
         """
         if (cross is None) != (self.cross_attention is None):
-            raise ValueError("keys and values of an encoder go with a layer that has cross-attention, and with no other")
+            raise ValueError("an encoder's keys and values go with a layer that has cross-attention, and with no other")
         y = self._before(self.attention_norm, x)
         attended = self.attention.compute(y, y, y, mask, positions=positions, cache=cache, bias=bias)
         x = self._after(self.attention_norm, x, attended.output)

@@ -60,8 +60,8 @@ class Axis:
     times: int = 1
 
     def __post_init__(self) -> None:
-        if type(self.times) is not int or self.times < 1 or (self.times > 1 and not self.sum_of):
-            raise ValueError(f"times is {self.times!r}; it is a whole number from 1, and goes with sum_of")
+        if type(self.times) is not int or self.times < 1 or (self.times > 1 and len(self.sum_of) != 1):
+            raise ValueError(f"times is {self.times!r}; it is a whole number from 1, and goes with one axis in sum_of")
 
     def total(self, sizes: Mapping[str, Any]) -> Any:
         """The size of an axis with `sum_of`, from the sizes of its parts."""
@@ -113,7 +113,7 @@ class Signature:
                     raise ValueError(f"output {spec.name} has the axis {axis}, which no input has ({known})")
 
     def axis_names(self) -> list[str]:
-        """The named axes of the inputs, in the order in which they first appear, and sums and parts that no input has."""
+        """The named axes of the inputs in the order in which they appear; then sums and their parts that no input has."""
         named = dict.fromkeys(a for spec in self.inputs for a in spec.axes if isinstance(a, str))
         sums = {name: axis for name, axis in self.axes.items() if axis.sum_of}
         parts = (part for axis in sums.values() if axis.times > 1 for part in axis.sum_of)

@@ -2,6 +2,6 @@
 
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError, ProviderError
 from isoformer.runtime.package import Package, load
-from isoformer.runtime.session import Session
+from isoformer.runtime.session import Graphs, Session
 
-__all__ = ["InputError", "IsoformerError", "Package", "PackageError", "ProviderError", "Session", "load"]
+__all__ = ["Graphs", "InputError", "IsoformerError", "Package", "PackageError", "ProviderError", "Session", "load"]

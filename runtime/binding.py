@@ -1,6 +1,6 @@
 """The steps of a decoder behind its cache, whose keys and values stay ONNX Runtime's own from one step to the next."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -13,7 +13,8 @@ from isoformer.runtime.session import Session, first_line
 from isoformer.runtime.subnormals import flushed
 
 PAST, PRESENT = "past_key_values.", "present."
-NEEDED = ("input_ids", "attention_mask", "position_ids", "logits_positions")
+NEEDED = ("input_ids", "attention_mask", "logits_positions")
+GIVEN = ".encoder."  # of the keys and values that an encoder made, which no step changes
 Tokens = Sequence[Sequence[int]]
 
 
@@ -28,15 +29,17 @@ class Decoder:
 
     def __init__(self, session: Session) -> None:
         inputs = {spec.name: spec for spec in session.signature.inputs}
-        past = [spec for spec in inputs.values() if spec.name.startswith(PAST)]
+        past = [spec for spec in inputs.values() if spec.name.startswith(PAST) and GIVEN not in spec.name]
         outputs = ["logits", *(_present(spec) for spec in past)]
         if not past or set(NEEDED) - inputs.keys() or outputs != [s.name for s in session.signature.outputs]:
             raise PackageError(f"{session.package.path} is not a decoder with a cache, so it continues no text")
         self.session = session
-        self.limit = inputs["position_ids"].high  # tokens a sequence, None without a limit
+        # Tokens a sequence, None without a limit.
+        self.limit = inputs["position_ids"].high if "position_ids" in inputs else None
         self.vocab_size = inputs["input_ids"].high
         self.tokens: list[list[int]] = []
         self._width = int(session.signature.outputs[0].axes[2])  # of the logits
+        self._inputs = inputs.keys()
         self._cache: PlainCache | SharedCache = (
             SharedCache(past, self.limit) if session.shared_cache else PlainCache(past, session.provider)
         )
@@ -131,7 +134,9 @@ class Decoder:
         arrays = self._cache.inputs(held, new) | {"logits_positions": asked}
         binding = self._cache.bind(self.session.inference)
         for name, array in arrays.items():
-            binding.bind_cpu_input(name, array)
+            if name in self._inputs:
+                binding.bind_cpu_input(name, array)
+        self._bind_given(binding)
         logits = np.empty((*asked.shape, self._width), np.float32)
         binding.bind_ortvalue_output("logits", onnxruntime_module().OrtValue.ortvalue_from_numpy(logits))
         try:
@@ -142,6 +147,59 @@ class Decoder:
         self._cache.keep(binding)
         self.tokens = [[*old, *more] for old, more in zip(held, new, strict=True)]
         return logits
+
+    def _bind_given(self, binding: Any) -> None:
+        """Inputs that are the same in every step; a decoder alone has none."""
+
+
+class CrossDecoder(Decoder):
+    """A `Decoder` beside an encoder's output, whose keys and values are computed once and read in every step."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.given = [spec.name for spec in session.signature.inputs if GIVEN in spec.name]
+        self.given += [name for name in self._inputs if name == "encoder_attention_mask"]
+        if len(self.given) < 2:
+            raise PackageError(f"{session.package.path} has no decoder that reads an encoder's output")
+        self._known: dict[str, np.ndarray] = {}
+        self._rows: list[int] = []  # of `_known`, one a sequence
+        self._bound: dict[str, Any] = {}  # those rows as OrtValues
+
+    def condition(self, known: Mapping[str, np.ndarray]) -> None:
+        """What the next sequences answer to, a row each: past_key_values.{i}.encoder.key|value, encoder_attention_mask.
+
+        It replaces whatever was there. Raises InputError for another set of names or rows.
+        """
+        if set(known) != set(self.given):
+            raise InputError(f"the decoder reads {', '.join(self.given)}; it was given {', '.join(known)}")
+        rows = {name: len(array) for name, array in known.items()}
+        if len(set(rows.values())) != 1:
+            raise InputError(f"the encoder's arrays differ in rows: {rows}")
+        self._cut(0)
+        self._known = {name: np.ascontiguousarray(array) for name, array in known.items()}
+        self._gather(range(len(known[self.given[0]])))
+
+    def start(self, prompts: Tokens) -> tuple[np.ndarray, int]:
+        """As `Decoder.start`, a prompt for each row of what `condition` was given."""
+        if len(prompts) != len(self._rows):
+            raise InputError(f"there are {len(prompts)} prompts for {len(self._rows)} rows of an encoder's output")
+        return super().start(prompts)
+
+    def take(self, rows: Sequence[int]) -> None:
+        super().take(rows)
+        self._gather([self._rows[row] for row in rows])
+
+    def _gather(self, rows: Sequence[int]) -> None:
+        if self._bound and list(rows) == self._rows:
+            return
+        self._rows = list(rows)
+        whole = self._rows == list(range(len(self._known[self.given[0]])))
+        make, device = onnxruntime_module().OrtValue.ortvalue_from_numpy, self.session.provider
+        self._bound = {name: make(a if whole else a[self._rows], device) for name, a in self._known.items()}
+
+    def _bind_given(self, binding: Any) -> None:
+        for name, value in self._bound.items():
+            binding.bind_ortvalue_input(name, value)
 
 
 class PlainCache:

@@ -68,8 +68,7 @@ def grid(signature: Signature, batches: Sequence[int] = BATCHES, lengths: Sequen
     the second takes the next length of the list, and so on, so that no two are always equal. Of places
     that are asked for ("indices") there are one, two or three: each may cost a row of a vocabulary.
     """
-    named = dict.fromkeys(axis for spec in signature.inputs for axis in spec.axes if isinstance(axis, str))
-    axes = [axis for axis in named if axis != BATCH_AXIS and axis not in signature.sums]
+    axes = [axis for axis in signature.free_axes if axis != BATCH_AXIS]
     asked = {axis for spec in signature.inputs if spec.kind == "indices" for axis in spec.axes[1:]}
     bounds = [signature.axes[axis] for axis in axes]
     most = min((high for _, high in bounds if high is not None), default=max(lengths))
@@ -77,9 +76,9 @@ def grid(signature: Signature, batches: Sequence[int] = BATCHES, lengths: Sequen
     low, high = signature.axes.get(BATCH_AXIS, (1, None))
     batches = sorted({max(low, batch if high is None else min(batch, high)) for batch in batches})
     for mask in mask_patterns(signature):
-        for batch in batches if BATCH_AXIS in named else (1,):
+        for batch in batches if BATCH_AXIS in signature.axes else (1,):
             for index, length in enumerate(lengths):
-                sizes = {BATCH_AXIS: batch} if BATCH_AXIS in named else {}
+                sizes = {BATCH_AXIS: batch} if BATCH_AXIS in signature.axes else {}
                 for offset, (axis, (low, high)) in enumerate(zip(axes, bounds, strict=True)):
                     size = lengths[(index + offset) % len(lengths)]
                     if low == 0:  # a cache: nothing in it yet, one length, another

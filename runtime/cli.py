@@ -1,12 +1,14 @@
 """The command `isoformer`. Exit status: 0 done, 1 a mismatch found, 2 a mistake of the user's or a broken package."""
 
 import importlib
+import inspect as inspect_module
 import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import count
 from pathlib import Path
 from types import ModuleType
@@ -20,12 +22,12 @@ from rich.table import Table
 from isoformer.runtime import attention_map, decoding, tasks
 from isoformer.runtime import bench as benchmark
 from isoformer.runtime.chat import Chat
-from isoformer.runtime.errors import InputError, IsoformerError
+from isoformer.runtime.errors import InputError, IsoformerError, PackageError
 from isoformer.runtime.generation import Settings, Stats
-from isoformer.runtime.package import Package, load
+from isoformer.runtime.package import MODEL, Package, load
 from isoformer.runtime.parity import Comparison, Report, by_mask_and_length
 from isoformer.runtime.providers import ProviderName
-from isoformer.runtime.session import Session
+from isoformer.runtime.session import Graphs, Session
 from isoformer.runtime.tasks import generate
 from isoformer.runtime.verify import verify as run_checks
 
@@ -126,24 +128,31 @@ def export(
             force=force,
             progress=show,
         )
-    for runtime, entry in package.manifest["parity"].items():
+    for part in package.graphs.values():
+        _print_evidence(part)
+    out.print(f"wrote {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_evidence(part: Package) -> None:
+    """What export() measured of one graph, a line a runtime and a variant."""
+    where = f"{part.graph}, " if part.graph != MODEL else ""
+    for runtime, entry in part.manifest["parity"].items():
         out.print(
-            f"{runtime}: {entry['cases']} cases, {entry['values']:,} values within the bound, "
+            f"{where}{runtime}: {entry['cases']} cases, {entry['values']:,} values within the bound, "
             f"the largest error at {entry['worst_share_of_bound']:.2f} of it",
             highlight=False,
             soft_wrap=True,
         )
-    for name, variant in package.variants.items():
+    for name, variant in part.variants.items():
         if gate := variant.get("gate"):
             out.print(
-                f"{name}: perplexity {gate['perplexity']:.2f}, {gate['ratio']:.3f} times float32's; "
+                f"{where}{name}: perplexity {gate['perplexity']:.2f}, {gate['ratio']:.3f} times float32's; "
                 f"{gate['agreement']:.1%} of the likeliest tokens the same ({gate['tokens']} tokens)",
                 highlight=False,
                 soft_wrap=True,
             )
-    for note in package.manifest["notes"]:
+    for note in part.manifest["notes"]:
         err.print(note, highlight=False, markup=False)
-    out.print(f"wrote {output}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -162,14 +171,15 @@ def verify(
     seed = secrets.randbelow(2**31) if seed is None else seed
     report = Report()
     with _progress() as show:
-        for name, run, small in _runtimes(loaded, runtime, provider, threads):
-            advance = _counter(show, name, len(loaded.manifest["golden"]) + len(loaded.manifest["grid"]))
-            part = run_checks(loaded, run, name, seed=seed, small=small, progress=advance)
-            if not part.comparisons:
-                err.print(f"{name}: no case of {package} is small enough for it", highlight=False, markup=False)
-            report.comparisons += part.comparisons
-        if runtime != "reference":
-            report.comparisons += _verify_decoding(loaded, provider, threads, show)
+        for graph in loaded.graphs.values():
+            for name, run, small in _runtimes(graph, runtime, provider, threads):
+                advance = _counter(show, name, len(graph.manifest["golden"]) + len(graph.manifest["grid"]))
+                part = run_checks(graph, run, name, seed=seed, small=small, progress=advance)
+                if not part.comparisons:
+                    err.print(f"{name}: no case of {package} is small enough for it", highlight=False, markup=False)
+                report.comparisons += part.comparisons
+            if runtime != "reference":
+                report.comparisons += _verify_decoding(graph, provider, threads, show)
     if not report.comparisons:
         raise IsoformerError(f"there was nothing to compare in {package}")
     if as_json:
@@ -218,13 +228,17 @@ def run(
         seed=seed,
     )
     more: dict[str, Any] = {}
-    if task is generate:
-        more = {"settings": Settings(**chosen), "stop": stop or (), "stats": Stats()}
-    elif foreign := [*chosen, *_given(stop=stop, stats=stats or None)]:
+    given = chosen | _given(stop=stop or None, stats=stats or None)
+    taken = set(inspect_module.signature(task.run).parameters)
+    if "settings" in taken:
+        taken |= {field.name for field in fields(Settings)}
+        more = {"settings": Settings(**chosen) if chosen else None, "stats": Stats()}
+        more |= {"stop": stop or ()} if "stop" in taken else {}
+    if foreign := [name for name in given if name not in taken]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
-        raise InputError(f"{names}: for packages of the task generate; {package} is for {loaded.task['name']}")
+        raise InputError(f"{names}: not for the task {loaded.task['name']}, which {package} is for")
     session = _fastest(loaded, provider, precision, threads)
-    if task is generate and len(texts) == 1 and not as_json and not truncate:
+    if task is generate and isinstance(session, Session) and len(texts) == 1 and not as_json and not truncate:
         _write(generate.stream(session, texts[0], **more))
     else:
         _run_task(task, session, texts, as_json, truncate=truncate, **more)
@@ -238,8 +252,11 @@ def _precision(name: str) -> str:
     return PRECISIONS.get(name, name)
 
 
-def _fastest(package: Package, provider: ProviderName, precision: str | None, threads: int | None) -> Session:
+def _fastest(package: Package, provider: ProviderName, precision: str | None, threads: int | None) -> Session | Graphs:
+    """The package's fastest graph, or its graphs where there are several."""
     chosen = None if precision is None else _precision(precision)
+    if package.parts:
+        return Graphs(package, provider, precision=chosen, threads=threads)
     return Session.fastest(package, provider, precision=chosen, threads=threads)
 
 
@@ -250,7 +267,7 @@ def _verify_decoding(
     if not package.manifest.get("decoding"):
         return
     for name in (None, *(n for n, variant in package.variants.items() if variant["provider"] == provider)):
-        runtime = f"onnxruntime {name or provider}"
+        runtime = _called(package, f"onnxruntime {name or provider}")
         advance = _counter(show, f"{runtime}, steps", len(package.manifest["decoding"]))
         for comparison in decoding.verify(package, Session(package, provider, threads=threads, variant=name), runtime):
             advance(comparison.case)
@@ -270,7 +287,7 @@ def _write(pieces: Iterator[str]) -> None:
     sys.stdout.flush()
 
 
-def _run_task(task: ModuleType, session: Session, texts: list[str], as_json: bool, **options: Any) -> None:
+def _run_task(task: ModuleType, session: Session | Graphs, texts: list[str], as_json: bool, **options: Any) -> None:
     with _progress() as show:
         done = 0
 
@@ -315,6 +332,8 @@ def chat(
         seed=seed,
     )
     chosen, session = Settings(**settings), _fastest(load(package), provider, precision, threads)
+    if isinstance(session, Graphs):
+        raise PackageError(f"{package} holds no dialogue: its task is {session.package.task.get('name')}")
     dialogue = Chat(session, system=system, settings=chosen, stop=stop or ())
     for message in _messages():
         if message == "/exit":
@@ -381,24 +400,37 @@ def inspect(package: PackagePath, as_json: AsJson = False) -> None:
     loaded = load(package)
     manifest = loaded.manifest
     if as_json:
-        print(json.dumps({key: value for key, value in manifest.items() if key not in ("grid", "golden")}))
+        print(json.dumps(_without_cases(manifest)))
         return
+    _print_facts(_facts(loaded))
+    for part in loaded.graphs.values():
+        _print_graph(part)
+
+
+def _print_facts(rows: Iterable[tuple[str, str]]) -> None:
     facts = Table(show_header=False, box=None)
-    for name, value in _facts(loaded):
+    for name, value in rows:
         facts.add_row(f"[bold]{name}[/bold]", value)
     out.print(facts)
-    edges = Table(title="inputs and outputs", title_justify="left")
+
+
+def _print_graph(part: Package) -> None:
+    """One graph: facts, edge, operators, parity."""
+    where = "" if part.graph == MODEL else f"{part.graph}: "
+    _print_facts(_graph_facts(part))
+    edges = Table(title=f"{where}inputs and outputs", title_justify="left")
     for column in ("", "name", "dtype", "axes", "values"):
         edges.add_column(column, overflow="fold")
-    for kind, specs in (("in", loaded.signature.inputs), ("out", loaded.signature.outputs)):
+    for kind, specs in (("in", part.signature.inputs), ("out", part.signature.outputs)):
         for spec in specs:
             values = VALUES.get(spec.kind, "" if spec.high is None else f"{spec.low} to {spec.high - 1}")
             default = "" if spec.default is None else f"{', ' if values else ''}default {spec.default}"
             edges.add_row(kind, spec.name, spec.dtype, ", ".join(map(str, spec.axes)), values + default)
     out.print(edges)
-    out.print("operators: " + ", ".join(f"{name} {n}" for name, n in manifest["operators"].items()), highlight=False)
-    for runtime, entry in manifest["parity"].items():
-        _print_matrix(runtime, entry["by_mask_and_length"])
+    operators = ", ".join(f"{name} {n}" for name, n in part.manifest["operators"].items())
+    out.print(f"{where}operators: {operators}", highlight=False)
+    for runtime, entry in part.manifest["parity"].items():
+        _print_matrix(f"{where}{runtime}", entry["by_mask_and_length"])
 
 
 @app.command()
@@ -412,21 +444,24 @@ def bench(
 ) -> None:
     """Measure PACKAGE on this machine: latency, tokens a second, memory."""
     batches, lengths = _numbers("--batch", batch), _numbers("--length", length)
-    session = Session(package, provider, threads=threads)
     rows = []
     with _progress() as show:
-        for row in benchmark.measure(session, batches, lengths):
-            rows.append(row)
-            show("measuring", len(rows), len(batches) * len(lengths))
-            if as_json:
-                print(json.dumps(row), flush=True)
+        for part in load(package).graphs.values():
+            for row in benchmark.measure(Session(part, provider, threads=threads), batches, lengths):
+                rows.append(row if part.graph == MODEL else {"graph": part.graph} | row)
+                show("measuring", len(rows), len(batches) * len(lengths))
+                if as_json:
+                    print(json.dumps(rows[-1]), flush=True)
     if as_json:
         return
     table = Table()
+    if any("graph" in row for row in rows):
+        table.add_column("graph")
     for name in ("batch", "length", "median ms", "p90 ms", "tokens/s", "peak MB"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
+            *([row["graph"]] if "graph" in row else []),
             str(row["batch"]),
             str(row["length"]),
             f"{row['median_ms']:.2f}",
@@ -450,7 +485,8 @@ def _export_half(name: str) -> ModuleType:
 def _runtimes(package: Package, runtime: str, provider: ProviderName, threads: int | None) -> Iterator[tuple]:
     """(name, run, small cases only) of each runtime that was asked for; "all" leaves out what is not installed."""
     if runtime in ("ort", "all"):
-        yield f"onnxruntime {provider}", Session(package, provider, threads=threads).run, False
+        name = _called(package, f"onnxruntime {provider}")
+        yield name, Session(package, provider, threads=threads).run, False
     if runtime in ("reference", "all"):
         try:
             reference = _export_half("reference")
@@ -460,7 +496,12 @@ def _runtimes(package: Package, runtime: str, provider: ProviderName, threads: i
             return
         if runtime == "all" and reference.NAME not in package.manifest["parity"]:
             return  # it could not run the graph at export either; the manifest's notes say why
-        yield reference.NAME, reference.runner(package.model), True
+        yield _called(package, reference.NAME), reference.runner(package.model), True
+
+
+def _called(part: Package, runtime: str) -> str:
+    """What a runtime is called in reports: beside the graph, where there are several."""
+    return runtime if part.graph == MODEL else f"{part.graph}, {runtime}"
 
 
 def _print_report(report: Report, seed: int) -> None:
@@ -510,6 +551,19 @@ def _facts(package: Package) -> Iterator[tuple[str, str]]:
         yield "family", manifest["family"]
     for key, value in (manifest.get("source") or {}).items():
         yield key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value)
+    yield "made with", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+
+
+def _without_cases(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest without the lists of cases."""
+    found = {key: value for key, value in manifest.items() if key not in ("grid", "golden")}
+    if "graphs" in found:
+        found["graphs"] = {name: _without_cases(records) for name, records in found["graphs"].items()}
+    return found
+
+
+def _graph_facts(package: Package) -> Iterator[tuple[str, str]]:
+    manifest = package.manifest
     yield "parameters", f"{manifest['parameters']:,}"
     yield "precision", f"{manifest['precision']}, ONNX opset {manifest['opset']}"
     for name, variant in package.variants.items():
@@ -517,7 +571,6 @@ def _facts(package: Package) -> Iterator[tuple[str, str]]:
         quality = f", perplexity {gate['ratio']:.3f} times float32's" if gate else ""
         yield "variant", f"{name}, {variant['cache']} cache{quality}"
     yield "padding", f"on the {' or '.join(package.signature.padding)} never changes an answer"
-    yield "made with", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     if manifest.get("notes"):
         yield "notes", "; ".join(manifest["notes"])
     for name, entry in manifest["tolerances"].items():

@@ -14,8 +14,10 @@ from isoformer.runtime.onnx_file import external_files, read_tensor
 
 MANIFEST = "isoformer.json"
 WEIGHTS = "model.onnx_data"  # where a graph's weights stand, if not in the graph's own file
-REQUIRED = {"files", "golden", "grid", "name", "operators", "opset", "parameters", "parity", "precision"}
-REQUIRED |= {"signature", "task", "tolerances", "versions"}
+MODEL = "model"  # the graph of a package that has one alone
+REQUIRED = {"files", "name", "task", "versions"}
+REQUIRED_OF_GRAPH = {"golden", "grid", "operators", "opset", "parameters", "parity", "precision"}
+REQUIRED_OF_GRAPH |= {"signature", "tolerances"}
 SCHEMA = 1
 VARIANTS = "variants"
 
@@ -48,7 +50,7 @@ class TensorSpec:
 class Signature:
     """Inputs and outputs in the graph's order; `axes` maps a named axis to its (min, max or None).
 
-    `sums` maps an axis to the axes whose sizes add up to its own.
+    `sums` maps an axis to the axes whose sizes add up to its own; one may stand there several times.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -74,22 +76,41 @@ class Signature:
             tuple(TensorSpec.read(spec) for spec in data["outputs"]),
             {name: (axis["min"], axis["max"]) for name, axis in data["axes"].items()},
             tuple(data["padding"]),
-            {name: tuple(axis["sum_of"]) for name, axis in data["axes"].items() if axis.get("sum_of")},
+            {
+                name: (*axis["sum_of"],) * axis.get("times", 1)
+                for name, axis in data["axes"].items()
+                if axis.get("sum_of")
+            },
             bool(data.get("chunked", False)),
         )
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package whose manifest and digests have been checked."""
+    """A package whose manifest and digests have been checked, or one graph of it.
+
+    parts: of a package of several graphs, each by its name; such a package has itself no inputs and outputs.
+    """
 
     path: Path
     manifest: dict[str, Any]
     signature: Signature
+    graph: str = MODEL
+    parts: dict[str, "Package"] = field(default_factory=dict)
 
     @property
     def model(self) -> Path:
-        return self.path / "model.onnx"
+        return self.path / f"{self.graph}.onnx"
+
+    @property
+    def records(self) -> Path:
+        """The folder of the graph's golden vectors and its grid."""
+        return self.path if self.graph == MODEL else self.path / self.graph
+
+    @property
+    def graphs(self) -> dict[str, "Package"]:
+        """Every graph by its name."""
+        return self.parts or {self.graph: self}
 
     @property
     def task(self) -> dict[str, Any]:
@@ -155,8 +176,10 @@ def load(path: str | Path) -> Package:
             raise PackageError(f"{path} is broken: {name} is missing; export it again or copy it whole")
         if sha256(file) != digest:
             raise PackageError(f"{path} is broken: {name} is not the file that was exported (SHA-256 differs)")
-    if "model.onnx" not in manifest["files"]:
-        raise PackageError(f"{path} is broken: {MANIFEST} does not list model.onnx")
+    graphs = manifest.get("graphs") or {MODEL: manifest}
+    for name in graphs:
+        if f"{name}.onnx" not in manifest["files"]:
+            raise PackageError(f"{path} is broken: {MANIFEST} does not list {name}.onnx")
     for name in manifest["files"]:
         if name.endswith(".onnx"):
             for location in external_files(path / name):
@@ -164,12 +187,22 @@ def load(path: str | Path) -> Package:
                 shared = location == WEIGHTS and name.startswith(f"{VARIANTS}/") and WEIGHTS in manifest["files"]
                 if relative not in manifest["files"] and not shared:
                     raise PackageError(f"{path}: {name} refers to {location!r}, which {MANIFEST} does not list")
+    if "graphs" not in manifest:
+        return Package(path, manifest, _checked_signature(path / MANIFEST, manifest))
+    parts = {}
+    for name, records in graphs.items():
+        whole = {key: value for key, value in manifest.items() if key != "graphs"} | records
+        parts[name] = Package(path, whole, _checked_signature(path / MANIFEST, whole), name)
+    return Package(path, manifest, Signature((), (), {}, ()), parts=parts)
+
+
+def _checked_signature(file: Path, manifest: dict[str, Any]) -> Signature:
     try:
         signature = Signature.read(manifest["signature"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise PackageError(f"{path / MANIFEST}: the signature cannot be read ({error})") from None
-    _check_records(path / MANIFEST, manifest, signature)
-    return Package(path, manifest, signature)
+        raise PackageError(f"{file}: the signature cannot be read ({error})") from None
+    _check_records(file, manifest, signature)
+    return signature
 
 
 def _check_records(file: Path, manifest: dict[str, Any], signature: Signature) -> None:
@@ -215,7 +248,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise PackageError(
             f"{file} has schema {manifest['schema']}; this isoformer reads {SCHEMA}: install its version"
         )
+    graphs = manifest.get("graphs", {MODEL: manifest})
+    if not isinstance(graphs, dict) or not graphs or not all(isinstance(records, dict) for records in graphs.values()):
+        raise PackageError(f"{file}: `graphs` is not an object of graphs and their records")
     lacking = sorted(REQUIRED - manifest.keys())
+    for name, records in graphs.items():
+        where = "" if records is manifest else f"{name}."
+        lacking += sorted(f"{where}{key}" for key in REQUIRED_OF_GRAPH - records.keys())
     if lacking:
         raise PackageError(f"{file} lacks {', '.join(lacking)}")
     if not isinstance(manifest["files"], dict):

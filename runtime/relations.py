@@ -84,11 +84,12 @@ def key_axis(signature: Signature) -> str | None:
     return axis if isinstance(axis, str) else None
 
 
-def _behind_nothing(signature: Signature, axis: str, sizes: dict[str, int]) -> tuple[dict[str, int], set[str]]:
-    """The sizes with every cache empty, and the axes that then run along the sequence."""
+def _behind_nothing(signature: Signature, axis: str, sizes: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """The sizes with every cache empty, and the axes that then run along the sequence, with their places for one."""
     sums = {total: parts for total, parts in signature.sums.items() if axis in parts}
     caches = {part for parts in sums.values() for part in parts if part != axis}
-    return signature.complete(sizes | dict.fromkeys(caches, 0)), {axis, *sums}
+    along = {axis: 1} | {total: parts.count(axis) for total, parts in sums.items()}
+    return signature.complete(sizes | dict.fromkeys(caches, 0)), along
 
 
 def _alone(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
@@ -111,7 +112,7 @@ def _padded(signature: Signature, axis: str, sizes: dict[str, int], run: Callabl
         before = length - inner if side == "left" else 0
         wide = sample(signature, sizes, "none", rng)
         for spec in signature.inputs:
-            if along.intersection(map(str, spec.axes)):
+            if along.keys() & set(spec.axes):
                 place = _slice(spec.axes, along, before, before + inner)
                 if spec.masks or spec.pad is not None:
                     wide[spec.name][:] = 0 if spec.masks else spec.pad
@@ -191,5 +192,6 @@ def _chunks(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays],
     yield "chunks", joined, whole
 
 
-def _slice(axes: tuple[str | int, ...], along: set[str], start: int, stop: int) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) if name in along else slice(None) for name in axes)
+def _slice(axes: tuple[str | int, ...], along: dict[str, int], start: int, stop: int) -> tuple[slice, ...]:
+    factors = [along.get(str(name)) for name in axes]
+    return tuple(slice(None) if n is None else slice(n * start, n * stop) for n in factors)

@@ -28,6 +28,31 @@ def repetition_penalty(penalty: float) -> Processor:
     return process
 
 
+def suppress(tokens: Sequence[int]) -> Processor:
+    """Leaves these tokens out."""
+    places = list(tokens)
+
+    def process(_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        result = logits.copy()
+        result[places] = -np.inf
+        return result
+
+    return process
+
+
+def force(token: int, place: int) -> Processor:
+    """Leaves nothing but `token` where it would become ids[place]."""
+
+    def process(ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        if len(ids) != place:
+            return logits
+        result = np.full_like(logits, -np.inf)
+        result[token] = 0.0
+        return result
+
+    return process
+
+
 def temperature(value: float) -> Processor:
     """logits / value, less their largest, so that no small temperature overflows: above 1 flatter, below 1 sharper."""
 

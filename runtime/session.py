@@ -1,6 +1,6 @@
 """A package, ready to run: inputs are checked before ONNX Runtime sees them, outputs come back by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,6 +47,10 @@ class Session:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; it must be at least 1")
         self.package = path if isinstance(path, Package) else load(path)
+        if self.package.parts:
+            raise PackageError(
+                f"{self.package.path} has the graphs {', '.join(self.package.parts)}; open them with Graphs"
+            )
         self.provider = provider
         self.text_encoders: dict[bool, Any] = {}  # see `text.text_encoder`
         self.signature = self.package.signature
@@ -108,6 +112,42 @@ class Session:
         del self.inference
 
 
+class Graphs(Mapping[str, Session]):
+    """The sessions of a package's graphs by name: "encoder_model", "decoder_model_merged", …, or "model" alone.
+
+        graphs = Graphs("fr-en")
+        outputs = graphs["encoder_model"].run({"input_ids": ids})
+
+    Arguments as `Session.fastest` takes them. Raises as it does.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | Package,
+        provider: ProviderName = "cpu",
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.package = path if isinstance(path, Package) else load(path)
+        self.provider = provider
+        self._sessions = {
+            name: Session.fastest(part, provider, precision=precision, threads=threads)
+            for name, part in self.package.graphs.items()
+        }
+
+    def __getitem__(self, name: str) -> Session:
+        if name not in self._sessions:
+            raise PackageError(f"{self.package.path} has no graph {name}, but {', '.join(self._sessions)}")
+        return self._sessions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sessions)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+
 def check_inputs(
     specs: Mapping[str, TensorSpec],
     axes: Mapping[str, tuple[int, int | None]],
@@ -132,9 +172,18 @@ def check_inputs(
         if all(part in sizes for part in parts):
             total = sum(sizes[part] for part in parts)
             if sizes.setdefault(axis, total) != total:
+                each = {part: parts.count(part) for part in parts}
+                terms = (f"{f'{n} × ' if n > 1 else ''}{part} {sizes[part]}" for part, n in each.items())
+                raise InputError(f"{axis} is {sizes[axis]}; {' + '.join(terms)} is {total}")
+        elif axis in sizes and len(set(parts)) == 1:  # no input has the part itself
+            (part,), (low, high) = set(parts), axes[parts[0]]
+            count, rest = divmod(sizes[axis], len(parts))
+            if rest or count < low or (high is not None and count > high):
+                upwards = "up" if high is None else f"to {high * len(parts)}"
                 raise InputError(
-                    f"{axis} is {sizes[axis]}; {' + '.join(f'{part} {sizes[part]}' for part in parts)} is {total}"
+                    f"{axis} is {sizes[axis]}; it is a multiple of {len(parts)}, from {low * len(parts)} {upwards}"
                 )
+            sizes[part] = count
     for name, array in feeds.items():
         _check_range(specs[name], array, sizes)
     for spec in absent:

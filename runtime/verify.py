@@ -71,7 +71,7 @@ def read_grid(package: Package) -> Iterator[tuple[str, Arrays, Arrays]]:
 
     Raises PackageError when parity.npz cannot be read or lacks an array.
     """
-    path = package.path / GRID_FILE
+    path = package.records / GRID_FILE
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for name in package.manifest["grid"]:

@@ -126,9 +126,10 @@ def signature(config: Config) -> dict[str, Signature]:
 def decoder_signature(config: Config) -> Signature:
     """One graph for the first tokens and for every token after them.
 
-    input_ids (B, L), attention_mask (B, P + L), position_ids (B, L) but for relative positions, logits_positions (B, N),
-    encoder_attention_mask (B, S), past_key_values.{i}.decoder.key|value (B, H, P, D), past_key_values.{i}.encoder.key|value
-    (B, H, S, D) → logits (B, N, vocabulary), present.{i}.decoder.key|value (B, H, P + L, D)
+    input_ids (B, L), attention_mask (B, P + L), position_ids (B, L) but for relative positions,
+    logits_positions (B, N), encoder_attention_mask (B, S), past_key_values.{i}.decoder.key|value (B, H, P, D),
+    past_key_values.{i}.encoder.key|value (B, H, S, D)
+    → logits (B, N, vocabulary), present.{i}.decoder.key|value (B, H, P + L, D)
 
     logits_positions: the places of input_ids whose next token is asked for.
     """
@@ -388,9 +389,7 @@ def _relative(config: Config, heads: int, *, bidirectional: bool) -> positions.R
 
 
 def _attention(config: Config, heads: int) -> MultiHeadAttention:
-    return MultiHeadAttention(
-        config.hidden_size, heads, head_dim=config.head_dim, bias=config.bias, scale=config.scale
-    )
+    return MultiHeadAttention(config.hidden_size, heads, head_dim=config.head_dim, bias=config.bias, scale=config.scale)
 
 
 def _feed_forward(config: Config, size: int | None) -> nn.Module:

@@ -106,8 +106,8 @@ def test_to_dict_is_the_whole_signature_as_json():
         ],
         "outputs": [{"name": "logits", "dtype": "float32", "axes": ["batch_size", 7]}],
         "axes": {
-            "batch_size": {"min": 1, "max": None, "sum_of": []},
-            "sequence_length": {"min": 2, "max": 512, "sum_of": []},
+            "batch_size": {"min": 1, "max": None, "sum_of": [], "times": 1},
+            "sequence_length": {"min": 2, "max": 512, "sum_of": [], "times": 1},
         },
         "padding": ["right"],
         "chunked": False,
@@ -126,6 +126,18 @@ def test_an_axis_may_be_the_sum_of_others():
     for part in ("nowhere", "total_length"):
         with pytest.raises(ValueError, match=f"total_length is a sum of '{part}'"):
             Signature((IDS, past, mask), (OUT,), axes={"total_length": Axis(sum_of=(part,))})
+
+
+def test_an_axis_may_be_a_multiple_of_another_that_no_input_has():
+    wave = TensorSpec("waveform", "float32", ("batch_size", "num_samples"))
+    features = TensorSpec("features", "float32", ("batch_size", "num_frames"))
+    axes = {"num_samples": Axis(sum_of=("num_frames",), times=160), "num_frames": Axis(2, 3000)}
+    signature = Signature((wave,), (features,), axes=axes)
+    assert signature.axis_names() == ["batch_size", "num_samples", "num_frames"]
+    assert signature.axes["num_samples"].total({"num_frames": 7}) == 1120
+    for times, parts in ((0, ("num_frames",)), (2, ()), (2, ("a", "b")), (1.5, ("a",))):
+        with pytest.raises(ValueError, match="it is a whole number from 1, and goes with one axis in sum_of"):
+            Axis(sum_of=parts, times=times)  # pyright: ignore[reportArgumentType]
 
 
 def test_lengths_say_along_which_axis():

@@ -489,4 +489,4 @@ def test_run_errors(isoformer: Callable[..., Any], generator_package: Path, argu
 def test_options_of_another_task(isoformer: Callable[..., Any], tiny_package: Path, option: list[str]) -> None:
     done = isoformer("run", tiny_package, "a", *option)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert f"{option[0]}: for packages of the task generate; {tiny_package} is for embed" in done.stderr
+    assert f"{option[0]}: not for the task embed, which {tiny_package} is for" in done.stderr
