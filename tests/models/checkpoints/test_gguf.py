@@ -605,7 +605,7 @@ def test_a_file_that_is_called_otherwise_is_known_by_its_first_bytes(tmp_path):
     path = tiny(tmp_path / "model")
     assert checkpoints.read(path).family == "decoder"
     path.write_bytes(b"something else")
-    assert "is no GGUF file" in refusal(path)
+    assert "is neither a GGUF file nor a CTranslate2 model" in refusal(path)
 
 
 def test_the_command_line(isoformer, tmp_path):
