@@ -85,7 +85,7 @@ class Pair:
         for start in range(0, len(prompts), size):
             arrays = batch(prompts[start : start + size])
             decoder.condition(translate.known(self.graphs, arrays, arrays["attention_mask"]))
-            begins = dict.fromkeys(range(start, start + size), task["decoder_start"])
+            begins: dict[int, Sequence[int]] = {start + row: task["decoder_start"] for row in range(size)}
             for number, token in stream(decoder, begins, chosen):
                 result[number].append(token)
         return result
