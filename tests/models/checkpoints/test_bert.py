@@ -532,7 +532,7 @@ def test_a_broken_configuration(bert, content):
 def test_an_unknown_model_type(bert, kind):
     message = refusal(edit(bert, model_type=kind))
     assert str(bert / "config.json") in message
-    assert f"model_type {kind!r} is not supported; there are bert, " in message
+    assert f"model_type {kind!r} is not supported; there are bart, bert, " in message
 
 
 @pytest.mark.parametrize(
