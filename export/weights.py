@@ -69,7 +69,7 @@ def _write(out: dict[ir.Value, bytes], folder: Path) -> None:
                 offset,
                 length,
                 tensor.dtype,
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name or "",
                 base_dir=folder,
             )

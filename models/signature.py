@@ -113,7 +113,7 @@ class Signature:
                     raise ValueError(f"output {spec.name} has the axis {axis}, which no input has ({known})")
 
     def axis_names(self) -> list[str]:
-        """The named axes of the inputs in the order in which they appear; then sums and their parts that no input has."""
+        """The named axes of the inputs in their order; then sums, and parts of sums, that no input has."""
         named = dict.fromkeys(a for spec in self.inputs for a in spec.axes if isinstance(a, str))
         sums = {name: axis for name, axis in self.axes.items() if axis.sum_of}
         parts = (part for axis in sums.values() if axis.times > 1 for part in axis.sum_of)

@@ -195,7 +195,7 @@ def verify(
 @app.command()
 def run(
     package: PackagePath,
-    inputs: Annotated[list[str] | None, typer.Argument(metavar="[INPUT]...", help="texts")] = None,
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="[INPUT]...", help="texts, or sound files")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="a file of texts, one a line")] = None,
     provider: Provider = "cpu",
     precision: Precision = None,
@@ -211,12 +211,18 @@ def run(
     beams: Beams = None,
     seed: Seed = None,
     stop: Stop = None,
+    language: Annotated[
+        str | None, typer.Option(help="transcribe: spoken, such as de (default: the likeliest)")
+    ] = None,
+    srt: Annotated[Path | None, typer.Option(metavar="OUT", help="transcribe: write subtitles (SubRip)")] = None,
     stats: ShowStats = False,
 ) -> None:
-    """Do PACKAGE's task on texts: arguments, the lines of a file, or the lines of standard input."""
+    """Do PACKAGE's task on texts or sound files: arguments, the lines of a file, or the lines of standard input."""
     texts = _texts(inputs or [], file)
     loaded = load(package)
     task = tasks.of(loaded)
+    if srt is not None and not hasattr(task, "srt"):
+        raise InputError(f"--srt: not for the task {loaded.task['name']}, which {package} is for")
     chosen = _given(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -228,12 +234,13 @@ def run(
         seed=seed,
     )
     more: dict[str, Any] = {}
-    given = chosen | _given(stop=stop or None, stats=stats or None)
+    given = chosen | _given(stop=stop or None, stats=stats or None, language=language)
     taken = set(inspect_module.signature(task.run).parameters)
     if "settings" in taken:
         taken |= {field.name for field in fields(Settings)}
         more = {"settings": Settings(**chosen) if chosen else None, "stats": Stats()}
         more |= {"stop": stop or ()} if "stop" in taken else {}
+    more |= _given(language=language)
     if foreign := [name for name in given if name not in taken]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
         raise InputError(f"{names}: not for the task {loaded.task['name']}, which {package} is for")
@@ -241,7 +248,9 @@ def run(
     if task is generate and isinstance(session, Session) and len(texts) == 1 and not as_json and not truncate:
         _write(generate.stream(session, texts[0], **more))
     else:
-        _run_task(task, session, texts, as_json, truncate=truncate, **more)
+        results = _run_task(task, session, texts, as_json, truncate=truncate, **more)
+        if srt is not None:
+            _replace_file(srt, task.srt(results))
     if stats:
         print(more["stats"].line(), file=sys.stderr)
 
@@ -287,14 +296,28 @@ def _write(pieces: Iterator[str]) -> None:
     sys.stdout.flush()
 
 
-def _run_task(task: ModuleType, session: Session | Graphs, texts: list[str], as_json: bool, **options: Any) -> None:
+def _replace_file(path: Path, text: str) -> None:
+    """The text at `path`, whole or not at all."""
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _run_task(
+    task: ModuleType, session: Session | Graphs, texts: list[str], as_json: bool, **options: Any
+) -> list[dict[str, Any]]:
+    """The results, which are printed."""
     with _progress() as show:
         done = 0
 
         def step(more: int) -> None:
             nonlocal done
             done += more
-            show("texts", done, len(texts))
+            show("inputs", done, len(texts))
 
         results = task.run(session, texts, progress=step, **options)
     if as_json:
@@ -302,6 +325,7 @@ def _run_task(task: ModuleType, session: Session | Graphs, texts: list[str], as_
             print(json.dumps(result, ensure_ascii=False))
     else:
         task.show(results, out)
+    return results
 
 
 @app.command()

@@ -5,8 +5,8 @@ inputs: its error is what float32 costs. A float32 candidate passes where
 
     max |candidate - reference|  <=  FACTOR * max(max |torch float32 - reference|, 2^-23 * max |reference|)
 
-over all values of one output of one case; the right side is the largest that the mask patterns of
-the same batch and length give, since over a handful of values a single error is chance. The second
+over all values of one output of one case; the right side is the largest that the mask patterns and batches
+of the same length give, since over a handful of values a single error is chance. The second
 term is one unit in the last place of the largest value: below it no float32 result can be asked to
 be. A NaN or an infinity never passes, and a report without a comparison has not passed.
 """

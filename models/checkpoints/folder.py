@@ -105,7 +105,7 @@ def assign(
         if tensors[theirs].shape != expected[ours].shape
     ]
     if misfits:
-        raise CheckpointError(f"{where} has the {_count(misfits)}")
+        raise CheckpointError(f"{where} has the {_count(list(dict.fromkeys(misfits)))}")  # one may be several of ours
     return {ours: tensors[theirs] for ours, theirs in names.items()}
 
 

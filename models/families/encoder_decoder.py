@@ -98,7 +98,7 @@ TINY = Config(
     num_heads=3,
     num_layers=2,
     intermediate_size=40,
-    max_positions=1024,
+    max_positions=64,
     num_decoder_layers=2,
 )
 

@@ -46,7 +46,7 @@ def run(
         chosen = order[start : start + size]
         arrays = encoder.inputs([encodings[i] for i in chosen])
         decoder.condition(known(graphs, arrays, arrays["attention_mask"]))
-        prompts = dict.fromkeys(chosen, task["decoder_start"])
+        prompts: dict[int, Sequence[int]] = {number: task["decoder_start"] for number in chosen}  # noqa: C420  as its type says
         for number, token in stream(decoder, prompts, settings, stats=stats):
             found.setdefault(number, []).append(token)
         progress(len(chosen))

@@ -83,6 +83,6 @@ def computes(model, signature: Signature) -> None:
         outputs = model(**{spec.name: sample(spec, sizes) for spec in signature.inputs})
     assert list(outputs) == [spec.name for spec in signature.outputs]
     for spec in signature.outputs:
-        assert outputs[spec.name].shape == tuple(sizes.get(axis, axis) for axis in spec.axes)
+        assert outputs[spec.name].shape == tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes)
         assert outputs[spec.name].dtype == getattr(torch, spec.dtype)
         assert outputs[spec.name].isfinite().all()
