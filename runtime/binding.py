@@ -177,6 +177,7 @@ class CrossDecoder(Decoder):
             raise InputError(f"the encoder's arrays differ in rows: {rows}")
         self._cut(0)
         self._known = {name: np.ascontiguousarray(array) for name, array in known.items()}
+        self._bound = {}  # of other arrays, though their rows be as many
         self._gather(range(len(known[self.given[0]])))
 
     def start(self, prompts: Tokens) -> tuple[np.ndarray, int]:

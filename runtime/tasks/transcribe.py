@@ -30,6 +30,8 @@ TICK_FRAMES = 2
 FIRST_TICKS = 50  # the first timestamp of a window is at 1 s at the latest
 # Nobody speaks in a window of which the model says so, unless it is sure enough of the words that it found.
 NO_SPEECH, SURE = 0.6, -1.0  # a probability, and a mean log probability of the tokens
+# Of digital silence, half a step of 16 bits, models of Whisper are sure that it says "you": its answer is not taken.
+SILENT = 2.0**-16
 
 
 @dataclass
@@ -136,17 +138,20 @@ def _windows(
     arrays = known(graphs, {"input_features": features, "attention_mask": mask}, mask)
     decoder.condition(arrays)
     first, _ = decoder.start([prompt.start] * len(recordings))
-    prompts = {number: prompt.tokens(logits) for number, logits in enumerate(first)}
+    prompts: dict[int, Sequence[int]] = {number: prompt.tokens(logits) for number, logits in enumerate(first)}
     decoder.condition(arrays)
     found: dict[int, list[int]] = {number: [] for number in prompts}
-    chosen = replace(settings, processors=(*prompt.processors, *settings.processors))
-    for number, token in stream(decoder, prompts, chosen, stats=stats):
+    rules = replace(settings, processors=(*prompt.processors, *settings.processors))
+    for number, token in stream(decoder, prompts, rules, stats=stats):
         found[number].append(token)
     for number, logits in enumerate(first):
+        if np.abs(waveform[number]).max() < SILENT:
+            found[number] = []
+            continue
         if prompt.no_speech is None or sampling.softmax(logits.astype(np.float64))[prompt.no_speech] <= NO_SPEECH:
             continue
         decoder.condition({name: array[number : number + 1] for name, array in arrays.items()})
-        if confidence(decoder, prompts[number], found[number], chosen.processors) < SURE:
+        if confidence(decoder, prompts[number], found[number], rules.processors) < SURE:
             found[number] = []
     return [[token for token in tokens if token not in settings.eos] for tokens in found.values()]
 

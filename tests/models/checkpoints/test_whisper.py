@@ -159,7 +159,7 @@ def test_configuration(tmp_path):
     assert (config.decoder_start_token_id, config.eos_token_id, config.pad_token_id) == (5, 3, 3)
     assert (config.suppressed_tokens, config.begin_suppressed_tokens) == ((2, 17), (19,))
     assert config.timestamp_begin_token_id is None
-    assert task(config)["languages"] == {}
+    assert (task(config) or {})["languages"] == {}
 
 
 def test_generation_config(tmp_path):
@@ -175,11 +175,11 @@ def test_generation_config(tmp_path):
     }
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     found = checkpoints.read(tmp_path)
-    said = task(found.config)
+    said = task(found.config) or {}
     assert (said["no_timestamps"], said["timestamp_begin"], said["no_speech"], said["previous"]) == (90, 91, 89, 83)
     assert (said["languages"], said["tasks"]) == ({"en": 6, "de": 7}, {"transcribe": 81, "translate": 82})
     assert (said["suppressed"], said["begin_suppressed"], said["decoder_start"]) == ([4], [19], [5])
-    assert [Path(file).name for file in found.files] == ["config.json", "generation_config.json"]
+    assert [getattr(file, "name", "") for file in found.files] == ["config.json", "generation_config.json"]
 
 
 def test_special_tokens_of_the_tokenizer(tmp_path):
@@ -188,7 +188,7 @@ def test_special_tokens_of_the_tokenizer(tmp_path):
     names = ("<|startofprev|>", "<|nospeech|>", "<|notimestamps|>", "<|0.00|>")
     added = [{"content": name, "id": 60 + number} for number, name in enumerate(names)]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
-    said = task(checkpoints.read(tmp_path).config)
+    said = task(checkpoints.read(tmp_path).config) or {}
     assert (said["previous"], said["no_speech"], said["no_timestamps"], said["timestamp_begin"]) == (60, 61, 62, 63)
 
 
@@ -197,7 +197,7 @@ def test_saved_without_the_head(tmp_path):
     model.model.save_pretrained(tmp_path)
     assert not any(name.startswith("model.") for name in load_file(tmp_path / "model.safetensors"))
     found = checkpoints.read(tmp_path).model()
-    close(found.encoder.conv1.weight, model.model.encoder.conv1.weight)
+    close(found.state_dict()["encoder.conv1.weight"], model.model.encoder.conv1.weight)
 
 
 # what is refused

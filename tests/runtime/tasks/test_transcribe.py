@@ -1,8 +1,10 @@
 """The task transcribe: its rules on numbers made by hand, and the real model on real speech."""
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,11 +13,15 @@ import torch
 import transformers
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
-from isoformer.export import export
-from isoformer.export.source import resolve
+from isoformer.export import weights
+from isoformer.export.graph import to_onnx
+from isoformer.export.source import Source, resolve
+from isoformer.models import registry
 from isoformer.runtime import InputError
 from isoformer.runtime.generation import Settings
-from isoformer.runtime.session import Graphs
+from isoformer.runtime.package import Package
+from isoformer.runtime.package import Signature as RuntimeSignature
+from isoformer.runtime.session import Graphs, Session
 from isoformer.runtime.tasks import transcribe
 from isoformer.runtime.tasks.transcribe import segments, srt, timestamp_rules
 
@@ -84,7 +90,7 @@ def test_as_transformers(seed):
     for _ in range(15):
         logits = rng.standard_normal(SIZE) * 3
         logits[8:SILENT] = -np.inf  # other special tokens are suppressed before
-        want = theirs(torch.tensor([ids]), torch.from_numpy(logits)[None].clone())[0].numpy()
+        want = theirs(cast(Any, torch.tensor([ids])), torch.from_numpy(logits)[None].clone())[0].numpy()
         found = ours(ids, logits)
         np.testing.assert_array_equal(np.isfinite(found), np.isfinite(want), err_msg=str(ids))
         ids.append(int(found.argmax()))
@@ -123,14 +129,36 @@ def test_srt():
 # the real model
 
 
+class Unmeasured(Mapping[str, Session]):
+    """The sessions of a model's graphs as `Graphs` has them, without the measuring that a package takes."""
+
+    def __init__(self, folder: Path, source: Source) -> None:
+        parts = registry.graphs(source.model, source.signature)
+        weights.save({name: to_onnx(module, edge, 23) for name, (module, edge) in parts.items()}, folder, 0)
+        for file in source.files:
+            if isinstance(file, Path):
+                shutil.copy(file, folder)
+        edges = {name: RuntimeSignature.read(edge.to_dict()) for name, (_, edge) in parts.items()}
+        made = {name: Package(folder, {"task": source.task}, edge, name) for name, edge in edges.items()}
+        self.package = made[transcribe.DECODER]
+        self._sessions = {name: Session(package) for name, package in made.items()}
+
+    def __getitem__(self, name: str) -> Session:
+        return self._sessions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sessions)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+
 @pytest.fixture(scope="module")
-def graphs(whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graphs]:
-    found = resolve(str(whisper))
-    path = tmp_path_factory.mktemp("whisper") / "whisper"
-    return Graphs(export(found.model, found.signature, path, task=found.task, files=found.files).path)
+def graphs(whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
+    return cast(Graphs, Unmeasured(tmp_path_factory.mktemp("whisper"), resolve(str(whisper))))
 
 
-def said(graphs: Graphs, sound: np.ndarray, folder: Path, **options) -> dict:
+def said(graphs: Graphs, sound: np.ndarray, folder: Path, **options: Any) -> dict[str, Any]:
     soundfile.write(folder / "sound.wav", sound, 16000)
     (result,) = transcribe.run(graphs, [str(folder / "sound.wav")], **options)
     json.dumps(result)
@@ -154,26 +182,43 @@ def test_a_spoken_sentence(graphs, speech, tmp_path):
     assert ends[0] < 2 < 8 < ends[-1] <= len(speech) / 16000
 
 
+def words(text: str) -> list[str]:
+    return [word.strip(".,").lower() for word in text.split()]
+
+
 @pytest.mark.slow
 def test_beams(graphs, speech, tmp_path):
-    assert said(graphs, speech, tmp_path, settings=Settings(beams=3, max_tokens=64))["text"] == SENTENCE
+    """The same words; a likelier answer may have other commas."""
+    beams = said(graphs, speech, tmp_path, settings=Settings(beams=3, max_tokens=64))
+    assert words(beams["text"]) == words(SENTENCE)
 
 
 @pytest.mark.slow
 def test_longer_than_a_window(graphs, speech, tmp_path):
-    """Four times the sentence, 40 s: nothing is lost or said twice where the windows meet."""
-    result = said(graphs, np.tile(speech, 4), tmp_path)
-    words = [word.strip(".,").lower() for word in result["text"].split()]
-    assert words == [word.strip(".,").lower() for word in SENTENCE.split()] * 4
-    assert result["segments"][-1]["end"] > 36
+    """47 s in which no two windows hold the same: nothing is lost or said twice where they meet."""
+    pauses = [np.zeros(seconds * 16000, np.float32) for seconds in (5, 12)]
+    result = said(graphs, np.concatenate([speech, pauses[0], speech, pauses[1], speech]), tmp_path)
+    assert words(result["text"]) == words(SENTENCE) * 3
+    starts = [part["start"] for part in result["segments"]]
+    assert starts == sorted(starts)
+    assert 36 < starts[-1] < result["segments"][-1]["end"] <= 47
 
 
 @pytest.mark.slow
-def test_silence_and_next_to_nothing(graphs, speech, tmp_path):
-    assert said(graphs, np.zeros(5 * 16000, np.float32), tmp_path)["text"] == ""
-    assert said(graphs, np.zeros(40 * 16000, np.float32), tmp_path)["segments"] == []
-    said(graphs, speech[20000:21600], tmp_path)  # a tenth of a second
-    said(graphs, speech[20000:20001], tmp_path)
+def test_nobody_speaks(graphs, tmp_path):
+    rng = np.random.default_rng(0)
+    sounds = [0 * rng.standard_normal(5 * 16000), 0 * rng.standard_normal(40 * 16000)]
+    for sound in (*sounds, 1e-3 * rng.standard_normal(80000), 0.1 * rng.standard_normal(80000)):
+        result = said(graphs, sound.astype(np.float32), tmp_path)
+        assert (result["text"], result["segments"], result["token_ids"]) == ("", [], [])
+
+
+@pytest.mark.slow
+def test_next_to_nothing(graphs, speech, tmp_path):
+    """A tenth of a second, and one sample: no word fits into them, and no segment ends behind them."""
+    for length in (1600, 1):
+        for part in said(graphs, speech[20000 : 20000 + length], tmp_path)["segments"]:
+            assert 0 <= part["start"] < part["end"] <= 0.1
 
 
 @pytest.mark.slow
@@ -189,9 +234,10 @@ def test_files_do_not_meet(graphs, beckett, tmp_path):
 
 @pytest.mark.slow
 def test_what_the_model_does_not_know(graphs, beckett):
-    for options, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"language": "de"}, "language 'de' is not one of en"),
         ({"task": "translate"}, "task 'translate' is not one of transcribe"),
-    ):
+    ]
+    for options, message in cases:
         with pytest.raises(InputError, match=message):
             transcribe.run(graphs, [str(beckett)], **options)
