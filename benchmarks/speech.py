@@ -3,7 +3,7 @@
     python -m benchmarks.speech --packages DIR [--peers PYTHON] [--out FILE.jsonl]
 
 DIR gets what is missing: isoformer's package and the same weights as a folder of transformers. PYTHON is the
-interpreter of an environment with ctranslate2, transformers and soundfile; without it the table has isoformer and PyTorch.
+interpreter of an environment with ctranslate2, transformers and soundfile; without it there are isoformer and PyTorch.
 
 Every engine is a process of its own; they take turns. All decode the same 30 s window greedily, without timestamps.
 features: from samples to the log-mel spectrogram (transformers' extractor for the peers). model: from there to
@@ -33,10 +33,10 @@ def isoformer(folder: Path, _precision: str) -> Run:
     from isoformer.runtime import Graphs
     from isoformer.runtime.binding import CrossDecoder
     from isoformer.runtime.generation import Settings, stream
-    from isoformer.runtime.tasks import transcribe
+    from isoformer.runtime.tasks import transcribe, translate
 
     graphs = Graphs(folder / "isoformer")
-    task, decoder = graphs.package.task, CrossDecoder(graphs[transcribe.DECODER])
+    task, decoder = graphs.package.task, CrossDecoder(graphs[translate.DECODER])
     rules = tuple(transcribe.processors(task, 2, timestamps=False))
     settings = Settings(max_tokens=NEW, eos=(EOS,), processors=rules)
 
@@ -45,7 +45,7 @@ def isoformer(folder: Path, _precision: str) -> Run:
         features = graphs[transcribe.FEATURES].run({"waveform": sound[None]})["input_features"]
         between = time.perf_counter()
         mask = np.ones((1, features.shape[2] // 2), np.int64)
-        decoder.condition(transcribe.known(graphs, {"input_features": features, "attention_mask": mask}, mask))
+        decoder.condition(translate.known(graphs, {"input_features": features, "attention_mask": mask}, mask))
         tokens = [token for _, token in stream(decoder, {0: [START, SILENT]}, settings)]
         return between - at, time.perf_counter() - between, tokens[:-1]
 

@@ -60,7 +60,10 @@ def is_small(signature: Signature, inputs: Arrays, parameters: int = 0) -> bool:
     """
     most = min(SMALL, SMALL_WORK // max(parameters, 1))
     for spec in signature.inputs:
-        sizes = [n for axis, n in zip(spec.axes, inputs[spec.name].shape, strict=True) if isinstance(axis, str)]
+        shape = zip(spec.axes, inputs[spec.name].shape, strict=True)
+        # A multiple of one axis, as samples are of frames, counts as that axis.
+        multiples = {axis: len(parts) for axis, parts in signature.sums.items() if len(set(parts)) == 1}
+        sizes = [n // multiples.get(axis, 1) for axis, n in shape if isinstance(axis, str)]
         if math.prod(sizes[:2]) > most:
             return False
     return True

@@ -22,7 +22,7 @@ from isoformer.runtime.generation import Settings
 from isoformer.runtime.package import Package
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.session import Graphs, Session
-from isoformer.runtime.tasks import transcribe
+from isoformer.runtime.tasks import transcribe, translate
 from isoformer.runtime.tasks.transcribe import segments, srt, timestamp_rules
 
 # Ids as small as they go: text 0 … 6, eos 7, no timestamps 12, and 0 s at 13.
@@ -140,7 +140,7 @@ class Unmeasured(Mapping[str, Session]):
                 shutil.copy(file, folder)
         edges = {name: RuntimeSignature.read(edge.to_dict()) for name, (_, edge) in parts.items()}
         made = {name: Package(folder, {"task": source.task}, edge, name) for name, edge in edges.items()}
-        self.package = made[transcribe.DECODER]
+        self.package = made[translate.DECODER]
         self._sessions = {name: Session(package) for name, package in made.items()}
 
     def __getitem__(self, name: str) -> Session:
