@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from isoformer.export import export
@@ -64,10 +65,14 @@ def beckett() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm_package(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniLM as a package."""
-    found = resolve(str(minilm))
-    path = tmp_path_factory.mktemp("minilm") / "minilm"
-    return export(found.model, found.signature, path, task=found.task, files=found.files).path
+    """MiniLM as a package, made by the first process that needs it, for all of them."""
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "minilm"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            found = resolve(str(minilm))
+            export(found.model, found.signature, path, task=found.task, files=found.files)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -123,8 +123,8 @@ TINY = Config(
     num_layers=2,
     intermediate_size=37,
     vocab_size=101,
-    max_frames=1024,
-    max_positions=1024,
+    max_frames=128,
+    max_positions=64,
     timestamp_begin_token_id=71,
 )
 
