@@ -18,6 +18,8 @@ def read(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     Raises InputError for a file that is missing, no sound, damaged or empty, and IsoformerError where a library lacks.
     """
     soundfile = _library("soundfile")
+    if not str(path).strip():
+        raise InputError("the name of a sound file is empty")
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a sound file (WAV, FLAC, OGG, MP3)")
@@ -25,7 +27,9 @@ def read(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
         with path.open("rb") as file:
             channels, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (OSError, RuntimeError, TypeError) as error:  # soundfile's own is a RuntimeError
-        raise InputError(f"{path} cannot be read as sound: {' '.join(str(error).split())}") from None
+        words = " ".join(str(error).split())
+        why = getattr(error, "error_string", words)  # without the name of the file as Python shows it
+        raise InputError(f"{path} cannot be read as sound: {why}") from None
     sound = channels.mean(axis=1, dtype=np.float32)
     if rate != sample_rate and sound.size:
         sound = _library("soxr").resample(sound, rate, sample_rate).astype(np.float32, copy=False)

@@ -223,6 +223,8 @@ def run(
     task = tasks.of(loaded)
     if srt is not None and not hasattr(task, "srt"):
         raise InputError(f"--srt: not for the task {loaded.task['name']}, which {package} is for")
+    if srt is not None and (srt.is_dir() or not srt.parent.is_dir()):
+        raise InputError(f"{srt} cannot be written: {'it is a folder' if srt.is_dir() else 'its folder is not there'}")
     chosen = _given(
         max_tokens=max_tokens,
         temperature=temperature,

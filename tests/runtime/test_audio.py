@@ -62,12 +62,13 @@ def refusal(path) -> str:
 def test_no_sound(tmp_path):
     text = tmp_path / "text.wav"
     text.write_text("a text, and no sound at all\n" * 20)
-    assert f"{text} cannot be read as sound" in refusal(text)
+    assert refusal(text) == f"{text} cannot be read as sound: Format not recognised."
     empty = tmp_path / "empty.wav"
     empty.write_bytes(b"")
     assert "cannot be read as sound" in refusal(empty)
     assert "is not a file" in refusal(tmp_path / "absent.wav")
     assert "is not a file" in refusal(tmp_path)
+    assert refusal("") == "the name of a sound file is empty"
 
 
 def test_a_file_without_samples(tmp_path):

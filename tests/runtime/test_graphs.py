@@ -290,6 +290,8 @@ def test_the_command_line(package: Path, graphs: Graphs, isoformer: Callable[...
     assert "new 4 tokens" in plain.stderr
     for arguments, words in (
         (("run", package, "a", "--stop", "x"), "--stop: not for the task translate"),
+        (("run", package, "a", "--language", "de"), "--language: not for the task translate"),
+        (("run", package, "a", "--srt", "x.srt"), "--srt: not for the task translate"),
         (("chat", package), "holds no dialogue: its task is translate"),
         (("run", package, ""), "a text is empty"),
         (("attention", package, "a", "--png", "x.png"), "open them with Graphs"),
