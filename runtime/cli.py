@@ -321,6 +321,8 @@ def _run_task(
             done += more
             show("inputs", done, len(texts))
 
+        if "heard" in inspect_module.signature(task.run).parameters:
+            options["heard"] = lambda done, total: show("seconds of sound", int(done), int(total))
         results = task.run(session, texts, progress=step, **options)
     if as_json:
         for result in results:

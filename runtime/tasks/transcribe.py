@@ -61,13 +61,16 @@ def run(
     task: str = "transcribe",
     timestamps: bool = True,
     progress: Callable[[int], None] = lambda _done: None,
+    heard: Callable[[float, float], None] = lambda _done, _total: None,
     stats: Stats | None = None,
 ) -> list[dict[str, Any]]:
     """[{"input": path, "text": …, "segments": [{"start": s, "end": s, "text": …}, …], "token_ids": […]}, …]
 
     Files share batches, window by window. language: a code such as "de"; by default the likeliest of each file's
     window. task: "translate" is into English. timestamps=False: one segment a window, which moves by its whole length.
-    truncate: of a longer file only the first window. Files in which nobody speaks have no segments.
+    truncate: of a longer file only the first window. progress: called with the number of files that are done; heard:
+    after each window, with the seconds of sound that are done, and of all files. Files in which nobody speaks have no
+    segments.
     Raises InputError for files that are no sound, and for a language or task that the model does not know.
     """
     said = graphs.package.task
@@ -84,6 +87,7 @@ def run(
             _keep(recording, tokens, said, timestamps, tokenizer.decode)
         over = [r for r in chosen if truncate or r.seek >= r.frames]
         waiting = [r for r in waiting if all(r is not one for one in over)]
+        heard(*(sum(frames) * said["hop_length"] / said["sample_rate"] for frames in _frames(recordings, waiting)))
         progress(len(over))
     return [
         {
@@ -94,6 +98,13 @@ def run(
         }
         for r in recordings
     ]
+
+
+def _frames(recordings: list[Recording], waiting: list[Recording]) -> tuple[list[int], list[int]]:
+    """The frames of each recording that are done, and that there are."""
+    left = {id(recording) for recording in waiting}
+    whole = [r.frames for r in recordings]
+    return [min(r.seek, r.frames) if id(r) in left else r.frames for r in recordings], whole
 
 
 class _Prompt:

@@ -102,6 +102,13 @@ def test_as_transformers(seed):
 # segments
 
 
+def test_frames_that_are_done():
+    """A window goes on behind a sound's end; what is no longer waiting is done."""
+    first, second, third = (transcribe.Recording("", np.zeros(n * 160, np.float32), 160) for n in (700, 500, 300))
+    first.seek, second.seek, third.seek = 200, 3000, 100
+    assert transcribe._frames([first, second, third], [first, second]) == ([200, 500, 300], [700, 500, 300])
+
+
 def test_segments_between_pairs_of_times():
     """What comes behind the last pair is left to the next window, which begins there."""
     tokens = [BEGIN, 1, 2, BEGIN + 5, BEGIN + 6, 3, BEGIN + 11, BEGIN + 11, 4]
@@ -226,7 +233,12 @@ def test_files_do_not_meet(graphs, beckett, tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(16000, np.float32), 16000)
     done: list[int] = []
     files = [str(tmp_path / "silence.wav"), str(beckett)]
-    silence, sentence = transcribe.run(graphs, files, progress=done.append)
+    seconds: list[tuple[float, float]] = []
+    silence, sentence = transcribe.run(
+        graphs, files, progress=done.append, heard=lambda done, total: seconds.append((done, total))
+    )
+    assert seconds[-1][0] == seconds[-1][1] > 9
+    assert sorted(seconds) == seconds
     assert (silence["text"], sentence["text"]) == ("", SENTENCE)
     assert [silence["input"], sentence["input"]] == files
     assert sum(done) == 2
