@@ -58,7 +58,8 @@ class Pair:
 def answers(model: Any, **settings: Any) -> list[list[int]]:
     """transformers' new tokens behind a prompt of two, by its general search."""
     prompt = torch.tensor([[3, 5]] * COUNT)
-    made = transformers.GenerationMixin.generate(
+    mixin: Any = transformers.GenerationMixin
+    made = mixin.generate(
         model, torch.from_numpy(FEATURES), decoder_input_ids=prompt, max_new_tokens=NEW, do_sample=False, **settings
     )
     return torch.as_tensor(made)[:, 2:].tolist()
