@@ -88,9 +88,11 @@ def gradient_rounding(call: Call, upstream: Tensor) -> dict[str, Tensor]:
         dS_ij = P_ij (dP_ij - sum_j P_ij dP_ij) (1 - tanh²)    is off by   P_ij g_i (3 r + (2 V + 2 Lk + 16) u + t)
                                                                            with t = 4 (r / c + 5 u) where capped
 
-    and is at most 2 P_ij g_i; the gradients are sums of it with |k|, |q| or 1, of at most N terms.
+    and is at most 2 P_ij g_i; the gradients are sums of it with |k|, |q| or 1, of at most N terms. Below the smallest
+    normal number f there is no relative error: a weight may be off by f (kernels may take it for 0), and so a product.
     """
-    u, wide = torch.finfo(call.query.dtype).eps / 2, call.to(torch.float64)
+    limits, wide = torch.finfo(call.query.dtype), call.to(torch.float64)
+    u, f = limits.eps / 2, limits.smallest_normal
     group, (batch, heads, queries, keys) = call.sizes[1] // call.key.shape[1], call.sizes
     terms = max(batch * heads * queries, keys)
     key, value = (x.repeat_interleave(group, 1).abs() for x in (wide.key, wide.value))
@@ -105,11 +107,11 @@ def gradient_rounding(call: Call, upstream: Tensor) -> dict[str, Tensor]:
     coefficient = 3 * r + (2 * value.shape[3] + 2 * keys + 16 + 2 * terms) * u
     if (cap := call.options.get("softcap")) is not None:
         coefficient = coefficient + 4 * (r / cap + 5 * u)
-    off = shares * g * coefficient
+    off = shares * g * coefficient + 2 * f * (g + 1)
     scale = abs(call.options.get("scale") or call.query.shape[3] ** -0.5)
     per_head = {
         "key": scale * off[..., :keys].mT @ wide.query.abs(),
-        "value": (shares[..., :keys] * (r + terms * u)).mT @ upstream,
+        "value": (shares[..., :keys] * (r + terms * u) + f).mT @ upstream,
     }
     allowed = {name: x.unflatten(1, (-1, group)).sum(2) for name, x in per_head.items()}
     allowed["query"] = scale * off[..., :keys] @ key
@@ -117,7 +119,7 @@ def gradient_rounding(call: Call, upstream: Tensor) -> dict[str, Tensor]:
         allowed["bias"] = off[..., :keys].sum_to_size(call.options["bias"].shape)
     if sinks is not None:
         allowed["sinks"] = off[..., keys].sum((0, 2))
-    return allowed
+    return {name: x + 2 * terms * f for name, x in allowed.items()}
 
 
 def assert_gradients(call: Call, upstream: Tensor) -> dict[str, Tensor]:
