@@ -16,7 +16,7 @@ install: $(STAMP)
 $(STAMP):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isoformer needs Python 3.11 or later: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable '.[gpu,export,bench,plot,audio,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable '.[gpu,export,bench,plot,audio,image,video,dev]'
 	rm -f $(VENV)/.installed-*
 	touch $@
 

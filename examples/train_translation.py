@@ -17,8 +17,6 @@ the last whole epoch, and `--resume` goes on from there to the very same result.
 
 import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,21 +24,12 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from tokenizers import Tokenizer
 
 from examples import translation_data as data
+from examples.common import export_package, one_thread, progress_bar
 from examples.training import Encoded, Recipe, Trainer
 from examples.translation_report import draw_losses, report
-from isoformer.export import export
 from isoformer.export.errors import ExportError
 from isoformer.export.package import refuse_taken
 from isoformer.models.families import encoder_decoder
@@ -123,44 +112,18 @@ def train(trainer: Trainer, corpus: Corpus, folder: Path, *, epochs: int, minute
             )
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch computes in one thread: faster for matrices this small, and the same result on any number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def progress_bar(console: Console) -> Progress:
-    """A line with the epoch's losses, batches and time."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-
-
-def export_package(trainer: Trainer, corpus: Corpus, path: Path, console: Console) -> None:
+def ship(trainer: Trainer, corpus: Corpus, path: Path, console: Console) -> None:
     """Writes the package, verified; it replaces a package that stands at `path`."""
     config = trainer.model.config
-    with progress_bar(console) as bar:
-        lines: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in lines:
-                lines[stage] = bar.add_task(stage, total=total)
-            bar.update(lines[stage], completed=done)
-
-        export(
-            trainer.model,
-            encoder_decoder.signature(config),
-            path,
-            task=encoder_decoder.task(config),
-            files=data.package_files(corpus.tokenizer),
-            provenance={"source": "examples/train_translation.py", "data": "Django's translations (BSD-3-Clause)"},
-            force=True,
-            progress=show,
-        )
+    export_package(
+        trainer.model,
+        encoder_decoder.signature(config),
+        path,
+        console,
+        task=encoder_decoder.task(config),
+        files=data.package_files(corpus.tokenizer),
+        provenance={"source": "examples/train_translation.py", "data": "Django's translations (BSD-3-Clause)"},
+    )
 
 
 def main(
@@ -182,7 +145,7 @@ def main(
         folder.mkdir(parents=True, exist_ok=True)
         out.print(describe(trainer, corpus), soft_wrap=True)
         train(trainer, corpus, folder, epochs=epochs, minutes=minutes, console=err)
-        export_package(trainer, corpus, package, err)
+        ship(trainer, corpus, package, err)
     except (ExportError, OSError, ValueError) as error:
         err.print(f"error: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(2) from None

@@ -1,6 +1,5 @@
 """The training loop of `train_translation`: one call an epoch, a checkpoint that goes on to the very same result."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from examples.common import load_state, save_state
 from examples.translation_data import PAD_ID, Batch, batches
 from isoformer.models.families.encoder_decoder import Model
 
@@ -93,15 +93,11 @@ class Trainer:
             "losses": {"training": self.losses.training, "held_out": self.losses.held_out},
             "made_with": self.made_with,
         }
-        partial = path.with_name(f".{path.name}.partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        save_state(path, state)
 
     def load(self, path: Path) -> None:
-        """Goes on from a checkpoint. Raises ValueError for one of another model, recipe or data."""
-        state = torch.load(path, weights_only=True)
-        if state["made_with"] != self.made_with:
-            raise ValueError(f"{path} is of other settings or other data: start again without --resume")
+        """Goes on from a checkpoint. Raises ValueError for one that is broken, or of another model, recipe or data."""
+        state = load_state(path, self.made_with)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -41,11 +41,18 @@ def read_pairs(folder: Path) -> list[Pair]:
         raise FileNotFoundError(f"{folder} has no {FILES}: make assets")
     found: dict[str, str] = {}
     for file in files:
-        for pair in parse_po(file.read_text(encoding="utf-8")):
+        for pair in _read_po(file):
             source, target = pair.source.strip(), pair.target.strip()
             if source and target and max(len(source), len(target)) <= LONGEST:
                 found.setdefault(source, target)
     return [Pair(source, target) for source, target in found.items()]
+
+
+def _read_po(file: Path) -> list[Pair]:
+    try:
+        return parse_po(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError among them
+        raise ValueError(f"{file}: {error}") from None
 
 
 def parse_po(text: str) -> list[Pair]:

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sacrebleu
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
+from examples.common import draw_curves
 from examples.training import Losses, translate_greedily
 from examples.translation_data import Pair, encode_pairs
 from isoformer.models.families.encoder_decoder import Model
@@ -104,15 +102,8 @@ def samples(pairs: Sequence[Pair], greedy: Sequence[str], beams: Sequence[str], 
 
 def draw_losses(losses: Losses, path: Path) -> None:
     """Both losses by epoch, as a PNG."""
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    epochs = range(1, len(losses.training) + 1)
-    marker = "o" if len(epochs) == 1 else None  # one point makes no line
-    axes.plot(epochs, losses.training, marker=marker, label="training pairs (with dropout, during the epoch)")
-    axes.plot(epochs, losses.held_out, marker=marker, label="held-out pairs (at the end of the epoch)")
-    axes.set(xlabel="epoch", ylabel="cross-entropy (nats per target token)", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path)
+    curves = {
+        "training pairs (with dropout, during the epoch)": losses.training,
+        "held-out pairs (at the end of the epoch)": losses.held_out,
+    }
+    draw_curves(curves, path, xlabel="epoch", ylabel="cross-entropy (nats per target token)")

@@ -47,6 +47,26 @@ def resolve(name: str, task: str | None = None, options: Iterable[str] = ()) -> 
     )
 
 
+def families() -> list[dict[str, Any]]:
+    """Each family as JSON data: its name, what it is, its tasks, inputs by graph and the checkpoints it reads."""
+    found = []
+    for name in registry.names():
+        family = registry.load(name)
+        signature, task = family.signature(family.TINY), family.task(family.TINY)
+        graphs = {registry.MODEL: signature} if isinstance(signature, Signature) else signature
+        choices = next((get_args(field.type) for field in fields(family.Config) if field.name == "task"), ())
+        found.append(
+            {
+                "family": name,
+                "about": " ".join((family.__doc__ or "").split("\n\n")[0].split()),
+                "tasks": list(choices) or ([] if task is None else [task["name"]]),
+                "inputs": {graph: [spec.name for spec in one.inputs] for graph, one in graphs.items()},
+                "checkpoints": checkpoints.read_into(name),
+            }
+        )
+    return found
+
+
 def _checkpoint(path: Path, task: str | None, options: list[str]) -> Source:
     found = checkpoints.read(path, task)
     config = configured(found.config, options)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-DTYPES = ("bool", "int32", "int64", "float16", "float32", "float64")
+DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class TensorSpec:
     (batch_size,) counts first keys of it that are seen by every query, and leaves none out; "segments"
     (batch_size, length) numbers the sequences packed into a row from 1, 0 is padding; "indices" are
     places on the axis `along`; else "value".
-    Integers lie in `low <= x < high` when `high` is given. `pad` is the value that callers put
-    where the mask is 0, for models that read something from it. An input with a `default`
+    Integers lie in `low <= x < high` when `high` is given; those of uint8 are all of theirs otherwise. `pad` is the
+    value that callers put where the mask is 0, for models that read something from it. An input with a `default`
     may be left out at run time and is then filled with that number.
     """
 

@@ -107,6 +107,8 @@ def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.rando
             arrays[spec.name] = (_kept(shape[0], shape[1], mask, rng) * (1 + starts.cumsum(1))).astype(spec.dtype)
         elif spec.dtype == "bool":
             arrays[spec.name] = rng.random(shape) < 0.5
+        elif spec.dtype == "uint8":
+            arrays[spec.name] = rng.integers(spec.low, 256 if spec.high is None else spec.high, shape, np.uint8)
         elif spec.dtype.startswith("int"):
             arrays[spec.name] = rng.integers(spec.low, spec.high, shape).astype(spec.dtype)
         else:

@@ -4,6 +4,7 @@ import importlib
 import inspect as inspect_module
 import json
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -215,6 +216,9 @@ def run(
         str | None, typer.Option(help="transcribe: spoken, such as de (default: the likeliest)")
     ] = None,
     srt: Annotated[Path | None, typer.Option(metavar="OUT", help="transcribe: write subtitles (SubRip)")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-O", "--output", metavar="PNG", help="generate-image: where the picture goes")
+    ] = None,
     stats: ShowStats = False,
 ) -> None:
     """Do PACKAGE's task on texts or sound files: arguments, the lines of a file, or the lines of standard input."""
@@ -236,13 +240,15 @@ def run(
         seed=seed,
     )
     more: dict[str, Any] = {}
-    given = chosen | _given(stop=stop or None, stats=stats or None, language=language)
+    given = chosen | _given(stop=stop or None, stats=stats or None, language=language, output=output)
     taken = set(inspect_module.signature(task.run).parameters)
     if "settings" in taken:
         taken |= {field.name for field in fields(Settings)}
         more = {"settings": Settings(**chosen) if chosen else None, "stats": Stats()}
         more |= {"stop": stop or ()} if "stop" in taken else {}
-    more |= _given(language=language)
+    more |= _given(language=language, output=output)
+    if seed is not None and "settings" not in taken:
+        more["seed"] = seed
     if foreign := [name for name in given if name not in taken]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
         raise InputError(f"{names}: not for the task {loaded.task['name']}, which {package} is for")
@@ -420,6 +426,35 @@ def attention(
             print(json.dumps(found.to_dict() | {"png": str(target)}, ensure_ascii=False))
         else:
             out.print(f"wrote {target}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def families(as_json: AsJson = False) -> None:
+    """List the families: what each is, its tasks, its inputs, and the checkpoints that it reads."""
+    found = _export_half("source").families()
+    if as_json:
+        for family in found:
+            print(json.dumps(family))
+        return
+    table = Table(show_lines=True)
+    for heading in ("family", "tasks", "inputs", "checkpoints"):
+        table.add_column(heading, overflow="fold")
+    for family in found:
+        graphs = family["inputs"]
+        inputs = [", ".join(_shortened(names)) for names in graphs.values()]
+        lines = inputs if len(graphs) == 1 else [f"{graph}: {line}" for graph, line in zip(graphs, inputs, strict=True)]
+        table.add_row(
+            f"[bold]{family['family']}[/bold]\n{family['about'].split(':')[0]}",
+            ", ".join(family["tasks"]),
+            "\n".join(lines),
+            ", ".join(family["checkpoints"]),
+        )
+    out.print(table)
+
+
+def _shortened(names: list[str]) -> list[str]:
+    """The names, those of the cache as one."""
+    return list(dict.fromkeys(re.sub(r"^past_key_values\..*", "past_key_values.*", name) for name in names))
 
 
 @app.command()

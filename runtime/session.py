@@ -14,6 +14,7 @@ from isoformer.runtime.subnormals import flushed
 
 ORT_TYPES = {
     "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
     "tensor(float16)": "float16",

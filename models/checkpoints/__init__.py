@@ -1,5 +1,6 @@
 """Weights that somebody else trained, read into a family. One file a source; each file gives
 
+FAMILY, and KINDS                      the family that it fills; the model_type values of a folder that it reads
 accepts(path) -> bool                 whether the folder or file is of its kind, from its header alone
 read(path, task) -> Checkpoint        raises CheckpointError with one line that says what is wrong
 """
@@ -8,6 +9,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -69,11 +71,22 @@ def read(path: str | Path, task: str | None = None) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    for module in pkgutil.iter_modules(__path__):
-        source = importlib.import_module(f"{__name__}.{module.name}")
-        if hasattr(source, "accepts") and source.accepts(path):
+    for source in sources().values():
+        if source.accepts(path):
             return source.read(path, task)
     raise CheckpointError(_why_not(path))
+
+
+def sources() -> dict[str, ModuleType]:
+    """File name → source, sorted."""
+    modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
+    return {name: module for name, module in sorted(modules.items()) if hasattr(module, "accepts")}
+
+
+def read_into(family: str) -> list[str]:
+    """What fills the family: model_type values of folders, and the names of the sources that read other files."""
+    found = (getattr(source, "KINDS", (name,)) for name, source in sources().items() if family == source.FAMILY)
+    return [kind for kinds in found for kind in kinds]
 
 
 def _why_not(path: Path) -> str:
@@ -85,9 +98,5 @@ def _why_not(path: Path) -> str:
     from isoformer.models.checkpoints.folder import read_json
 
     kind = read_json(path / "config.json").get("model_type")
-    kinds = sorted(
-        kind
-        for module in pkgutil.iter_modules(__path__)
-        for kind in getattr(importlib.import_module(f"{__name__}.{module.name}"), "KINDS", ())
-    )
+    kinds = sorted(kind for source in sources().values() for kind in getattr(source, "KINDS", ()))
     return f"{path}/config.json: model_type {kind!r} is not supported; there are {', '.join(kinds)}"

@@ -24,6 +24,7 @@ from isoformer.models.checkpoints.folder import (
 )
 from isoformer.models.families.encoder import Config, Model
 
+FAMILY = "encoder"
 TASKS = {
     "Model": "embed",
     "ForMaskedLM": "fill-mask",
@@ -191,7 +192,7 @@ def read(path: Path, task: str | None = None) -> Checkpoint:
     refuse_unknown((original[name] for name in left - known), path)
     unused = tuple(sorted(original[name] for name in left - set(BUFFERS)))
     source = {"name": path.resolve().name, "model_type": settings["model_type"], "unused_tensors": list(unused)}
-    return Checkpoint("encoder", config, state, carried_files(path), unused, source)
+    return Checkpoint(FAMILY, config, state, carried_files(path), unused, source)
 
 
 _LEAVES = ("weight", "bias")

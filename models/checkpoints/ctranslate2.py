@@ -22,6 +22,7 @@ from torch import Tensor
 
 from isoformer.models.checkpoints import Checkpoint, CheckpointError, TextFile
 from isoformer.models.checkpoints.folder import read_json, refuse_unknown
+from isoformer.models.checkpoints.whisper import FAMILY as FAMILY
 from isoformer.models.checkpoints.whisper import assemble, special_tokens
 
 FILE, VERSION, SPEC = "model.bin", 6, "WhisperSpec"

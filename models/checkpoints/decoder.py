@@ -44,6 +44,7 @@ class Kind:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
+FAMILY = "decoder"
 _LLAMA = Kind(
     prefix="model.",
     settings={
@@ -207,7 +208,7 @@ def assemble(
     left = weights.keys() - {their_name(name) for name in expected} - {HEAD}
     refuse_unknown((in_file(name) for name in left), path)
     source = {"name": path.resolve().name, "model_type": settings["model_type"]}
-    return Checkpoint("decoder", config, state, files, source=source, notes=notes)
+    return Checkpoint(FAMILY, config, state, files, source=source, notes=notes)
 
 
 def _linear_weights(tensors: dict[str, Tensor], in_file: Callable[[str], str]) -> dict[str, Tensor]:

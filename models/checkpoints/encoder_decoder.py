@@ -26,6 +26,7 @@ from isoformer.models.checkpoints.folder import (
 from isoformer.models.families.encoder_decoder import Config, Model
 from isoformer.models.positions import SinusoidalPositions
 
+FAMILY = "encoder_decoder"
 TASK = "translate"
 HEAD, LOGIT_BIAS = "lm_head.weight", "final_logits_bias"
 
@@ -235,7 +236,7 @@ def read(path: Path, task: str | None = None) -> Checkpoint:
         notes += (f"{path.name} has no tokenizer.json: the package will take no text until one is saved there",)
     unused = (UNUSED,) if UNUSED in content else ()
     source = {"name": path.resolve().name, "model_type": settings["model_type"], "unused_tensors": list(unused)}
-    return Checkpoint("encoder_decoder", config, state, files, unused, source, notes)
+    return Checkpoint(FAMILY, config, state, files, unused, source, notes)
 
 
 def _merge_copies(tensors: dict[str, Tensor], kind: Kind, in_file: Callable[[str], str], path: Path) -> bool:

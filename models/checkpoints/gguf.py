@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from isoformer.models.checkpoints import Checkpoint, TextFile
+from isoformer.models.checkpoints.decoder import FAMILY as FAMILY
 from isoformer.models.checkpoints.decoder import assemble
 from isoformer.models.checkpoints.folder import refuse_unknown
 from isoformer.models.checkpoints.gguf_file import MAGIC, GGUFFile

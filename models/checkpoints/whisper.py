@@ -23,6 +23,7 @@ from isoformer.models.checkpoints.folder import (
 )
 from isoformer.models.families.speech import STRIDE, Config, Model
 
+FAMILY = "speech"
 KINDS = ("whisper",)
 SETTINGS = {
     "num_mels": "num_mel_bins",
@@ -129,7 +130,7 @@ def assemble(
             weights.setdefault(name, torch.zeros(expected[ours].shape))
     state = assign(expected, weights, names.__getitem__, path, in_file)
     refuse_unknown((in_file(name) for name in given - set(names.values())), path)
-    return Checkpoint("speech", config, state, files, source={"name": path.resolve().name, "model_type": "whisper"})
+    return Checkpoint(FAMILY, config, state, files, source={"name": path.resolve().name, "model_type": "whisper"})
 
 
 def special_tokens(folder: Path) -> dict[str, int]:

@@ -189,7 +189,7 @@ def test_from_pairs_to_a_package_that_says_the_same(corpus: example.Corpus, tmp_
     trainer, said = tiny_trainer(corpus), Console(file=io.StringIO(), width=120)
     example.train(trainer, corpus, tmp_path, epochs=8, minutes=9, console=said)
     assert trainer.losses.training[-1] < 0.7 * trainer.losses.training[0]
-    example.export_package(trainer, corpus, tmp_path / "package", said)
+    example.ship(trainer, corpus, tmp_path / "package", said)
     rows = report(tmp_path / "package", trainer.model, corpus.training, corpus.held_out, corpus.tokenizer, said)
     plain, greedy, beams, *_ = rows
     assert greedy.tokens == plain.tokens
