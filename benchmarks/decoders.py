@@ -20,7 +20,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -234,38 +234,9 @@ def worker(engine: str, folder: Path) -> None:
         print(json.dumps(row | {"token_ms": float(np.median(tokens)), "peak_mb": peak, "ids": ids}), flush=True)
 
 
-def turns(
-    folder: Path, engines: list[str], shapes: list[tuple[int, int]], count: int, peers: str | None
-) -> Iterator[dict]:
-    """Each shape in turn: `count` turns of every engine, and one before them that is not counted."""
-    workers = {
-        engine: subprocess.Popen(  # noqa: S603
-            [
-                (peers or sys.executable) if ENGINES[engine][2] else sys.executable,
-                *("benchmarks/decoders.py", "--worker", engine, "--packages", str(folder.absolute())),
-            ],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for engine in engines
-    }
-    try:
-        for number, (batch, length) in enumerate(shapes):
-            for turn in range(-1, count):
-                print(f"\rshape {number + 1} of {len(shapes)}, turn {max(turn, 0)} of {count}", end="", file=sys.stderr)
-                for engine, process in workers.items():
-                    print(batch, length, file=process.stdin, flush=True)
-                    reply = process.stdout.readline() if process.stdout else ""
-                    if not reply:
-                        sys.exit(f"{engine} stopped; what it said is above")
-                    if turn >= 0:
-                        yield json.loads(reply) | {"turn": turn}
-        print(file=sys.stderr)
-    finally:
-        for process in workers.values():
-            process.kill()
+def _command(engine: str, folder: Path, peers: str | None) -> list[str]:
+    python = peers if peers and ENGINES[engine][2] else sys.executable
+    return [python, "benchmarks/decoders.py", "--worker", engine, "--packages", str(folder.absolute())]
 
 
 def bandwidth() -> float:
@@ -384,6 +355,8 @@ def main() -> None:
         return worker(given.worker, given.packages)
     if given.score:
         return score_genai(given.packages, given.score)
+    from benchmarks.turns import take_turns
+
     prepare(given.packages, given.peers)
     if given.quality:
         return quality(given.packages, given.quality, given.peers)
@@ -394,7 +367,8 @@ def main() -> None:
     lines: list[dict] = [{"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}]
     lines[0] |= {"read_gb_s": round(speed, 1), "float32_weights_mb": round(size / 1e6, 1)}
     lines[0] |= {"float32_floor_ms": round(size / speed / 1e6, 2)}
-    lines += turns(given.packages, engines, shapes, given.turns, given.peers)
+    commands = {engine: _command(engine, given.packages, given.peers) for engine in engines}
+    lines += take_turns(commands, [f"{batch} {length}" for batch, length in shapes], given.turns)
     lines += summarise(lines[1:], engines, given.baselines.split(","))
     for line in lines:
         if "engine" not in line:

@@ -17,16 +17,16 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from benchmarks.turns import take_turns
 from isoformer.runtime.bench import peak_mb, time_runs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,33 +137,6 @@ def worker(engine: str, package: Path) -> None:
         )
 
 
-def turns(package: Path, engines: list[str], shapes: list[int], count: int) -> Iterator[dict[str, Any]]:
-    """Each shape in turn: `count` turns of every engine, and one before them that is not counted."""
-    workers = {
-        engine: subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "benchmarks.latency", "--worker", engine, "--package", str(package)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for engine in engines
-    }
-    try:
-        for shape in track(shapes, description="shapes", console=Console(stderr=True)):
-            for number in range(-1, count):
-                for engine, process in workers.items():
-                    print(shape, file=process.stdin, flush=True)
-                    reply = process.stdout.readline() if process.stdout else ""
-                    if not reply:
-                        sys.exit(f"{engine} stopped; what it said is above")
-                    if number >= 0:
-                        yield json.loads(reply) | {"turn": number}
-    finally:
-        for process in workers.values():
-            process.kill()
-
-
 def summarise(rows: list[dict[str, Any]], engines: list[str]) -> list[dict[str, Any]]:
     """Of each shape and engine: median ms, times faster than the faster baseline, largest difference of answers."""
     result = []
@@ -250,7 +223,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         package = arguments.package or export_package(Path(folder))
         engines, shapes = arguments.engines.split(","), [int(number) for number in arguments.shapes.split(",")]
-        rows = list(turns(package.resolve(), engines, shapes, arguments.turns))
+        command = [sys.executable, "-m", "benchmarks.latency", "--package", str(package.resolve()), "--worker"]
+        commands = {engine: [*command, engine] for engine in engines}
+        rows = list(take_turns(commands, [str(shape) for shape in shapes], arguments.turns))
     summary = summarise(rows, engines)
     lines = [environment(), *({k: v for k, v in row.items() if k != "answer"} for row in rows), *summary]
     text = "".join(json.dumps(line) + "\n" for line in lines)

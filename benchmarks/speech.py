@@ -141,7 +141,7 @@ def _to_transformers(folder: Path) -> None:
     sizes |= {"decoder_layers": c.decoder.decoder_layers, "decoder_attention_heads": c.decoder.decoder_heads}
     sizes |= {"decoder_ffn_dim": c.decoder_intermediate_size or c.intermediate_size}
     model = WhisperForConditionalGeneration(WhisperConfig(**sizes, max_source_positions=c.max_length))
-    state = {whisper._their_name(name): value for name, value in found.state.items()}
+    state = {whisper.their_name(name): value for name, value in found.state.items()}
     state = {name: value for name, value in state.items() if not name.endswith(whisper.KEY_BIAS)}
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or set(missing) - {"proj_out.weight"}:

@@ -1,10 +1,13 @@
-"""Engines in processes of their own that take turns, one working while the others wait. Standard library only."""
+"""Engines in processes of their own that take turns, one working while the others wait."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,22 +23,15 @@ def take_turns(commands: Mapping[str, Sequence[str]], questions: Sequence[str], 
         for engine, command in commands.items()
     }
     try:
-        for number, question in enumerate(questions):
-            for turn in range(-1, count):
-                print(f"\rcase {number + 1} of {len(questions)}, turn {turn + 1} of {count}", end="", file=sys.stderr)
-                for engine, process in workers.items():
-                    print(question, file=process.stdin, flush=True)
-                    reply = process.stdout.readline() if process.stdout else ""
-                    if not reply:
-                        sys.exit(f"{engine} stopped; what it said is above")
-                    if turn >= 0:
-                        yield json.loads(reply) | {"turn": turn}
-        print(file=sys.stderr)
+        rounds = [(question, turn) for question in questions for turn in range(-1, count)]
+        for question, turn in track(rounds, description="turns", console=Console(stderr=True)):
+            for engine, process in workers.items():
+                print(question, file=process.stdin, flush=True)
+                reply = process.stdout.readline() if process.stdout else ""
+                if not reply:
+                    sys.exit(f"{engine} stopped; what it said is above")
+                if turn >= 0:
+                    yield json.loads(reply) | {"turn": turn}
     finally:
         for process in workers.values():
             process.kill()
-
-
-def peak_mb() -> float:
-    """The largest resident size of this process since it started its program, in MB (2^20 bytes); Linux."""
-    return float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024

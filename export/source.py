@@ -99,7 +99,7 @@ def _recorded(config: Any) -> dict[str, Any]:
 
 
 def _callable(name: str, task: str | None, options: list[str]) -> Source:
-    """module:callable; the callable takes nothing and returns (module, Signature)."""
+    """module:callable; the callable takes nothing and returns (module, Signature), or a dict of them by graph."""
     if task or options:
         raise ExportError("--task and --option belong to checkpoints and families; set them in your callable")
     module_name, _, attribute = name.partition(":")
@@ -112,12 +112,22 @@ def _callable(name: str, task: str | None, options: list[str]) -> Source:
     except AttributeError:
         raise ExportError(f"{name}: {module_name} has no {attribute}") from None
     result = build()
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Signature)):
+    if not (isinstance(result, tuple) and len(result) == 2 and _is_signature(result[1])):
         raise ExportError(f"{name} must return (torch.nn.Module, isoformer.models.signature.Signature)")
     model, signature = result
     if not isinstance(model, nn.Module):
         raise ExportError(f"{name} returns a {type(model).__name__} where a torch.nn.Module belongs")
+    if isinstance(signature, dict) and not callable(getattr(model, "graph", None)):
+        raise ExportError(f"{name} returns several signatures; its module needs graph(name), the module of each")
     return Source(model.eval(), signature, None, (), {"source": {"name": name}})
+
+
+def _is_signature(given: Any) -> bool:
+    """Whether it is a Signature, or several by the names of their graphs."""
+    if not isinstance(given, dict):
+        return isinstance(given, Signature)
+    names = all(isinstance(name, str) and name.isidentifier() for name in given)
+    return bool(given) and names and all(isinstance(one, Signature) for one in given.values())
 
 
 def configured(config: Any, options: list[str]) -> Any:

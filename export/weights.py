@@ -23,14 +23,10 @@ def save(graphs: dict[str, ir.Model], folder: Path, beside: int) -> None:
         ((name, graph),) = graphs.items()
         ir.save(graph, folder / f"{name}.onnx", external_data=WEIGHTS if _bytes(graph) > beside else None)
         return
+    alone = {name for name, graph in graphs.items() if _bytes(graph) > beside}
     keys = {name: {value: digest(_array(value)) for value in _large(graph)} for name, graph in graphs.items()}
     count = Counter(key for found in keys.values() for key in set(found.values()))
-    out = {
-        value: key
-        for name, graph in graphs.items()
-        for value, key in keys[name].items()
-        if count[key] > 1 or _bytes(graph) > beside
-    }
+    out = {value: key for name in graphs for value, key in keys[name].items() if count[key] > 1 or name in alone}
     _write(out, folder)
     for name, graph in graphs.items():
         ir.save(graph, folder / f"{name}.onnx")

@@ -90,7 +90,10 @@ def export(
     model: Annotated[
         str,
         typer.Option(
-            "-m", "--model", help="a checkpoint folder, a GGUF file, a family's name (random weights), module:callable"
+            "-m",
+            "--model",
+            help="a checkpoint folder, a GGUF file, a CTranslate2 model.bin, "
+            "a family's name (random weights), module:callable",
         ),
     ],
     task: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that it was saved for")] = None,

@@ -3,7 +3,6 @@
 Source: the config.json and tensor names that `transformers` writes for these model types.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +14,12 @@ from torch import Tensor
 
 from isoformer.models.checkpoints import Checkpoint, CheckpointError, TextFile
 from isoformer.models.checkpoints.folder import (
-    ACTIVATIONS,
+    activation,
     assign,
     carried_files,
+    flag,
     model_type,
+    positive,
     read_json,
     read_tensors,
     refuse_unknown,
@@ -240,19 +241,17 @@ def _config(settings: Mapping[str, Any], kind: Kind, own_head: bool) -> Config:
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     values = {ours: settings[theirs] for ours, theirs in kind.settings.items()} | kind.fields
-    if values["activation"] not in ACTIVATIONS:
-        raise ValueError(f"activation {values['activation']!r} is not one of {', '.join(ACTIVATIONS)}")
-    values["activation"] = ACTIVATIONS[values["activation"]]
-    values["norm_eps"] = _positive(settings, kind.settings["norm_eps"])
-    values["tied_embeddings"] = _flag(settings, "tie_word_embeddings") and not own_head
+    values["activation"] = activation(values["activation"])
+    values["norm_eps"] = positive(settings, kind.settings["norm_eps"])
+    values["tied_embeddings"] = flag(settings, "tie_word_embeddings") and not own_head
     if settings["model_type"] == "gpt2":
         inner = settings.get("n_inner")
         values["intermediate_size"] = 4 * settings["n_embd"] if inner is None else inner
-        return Config(**values, scale=None if _flag(settings, "scale_attn_weights") else 1.0)
+        return Config(**values, scale=None if flag(settings, "scale_attn_weights") else 1.0)
     heads = settings.get("num_key_value_heads")
     values |= {"num_kv_heads": values["num_heads"] if heads is None else heads, "head_dim": settings.get("head_dim")}
-    bias = _flag(settings, "attention_bias")
-    values = {"qkv_bias": bias, "out_bias": bias, "feed_forward_bias": _flag(settings, "mlp_bias")} | values
+    bias = flag(settings, "attention_bias")
+    values = {"qkv_bias": bias, "out_bias": bias, "feed_forward_bias": flag(settings, "mlp_bias")} | values
     return Config(**values, **_rotary(settings, values["max_positions"]), **_windows(settings, values["num_layers"]))
 
 
@@ -266,7 +265,7 @@ def _rotary(settings: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
     given = {"rope_theta": settings.get("rope_theta") or 10000.0} | parameters
     scaling = RotaryScaling.from_config(parameters, max_positions)
     plain = type(scaling) is RotaryScaling
-    return {"rotary_base": _positive(given, "rope_theta"), "rotary_scaling": None if plain else scaling}
+    return {"rotary_base": positive(given, "rope_theta"), "rotary_scaling": None if plain else scaling}
 
 
 def _windows(settings: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
@@ -285,16 +284,3 @@ def _windows(settings: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     else:
         raise ValueError(f"layer_types {kinds!r} are not a list of full_attention and sliding_attention")
     return {"sliding_window": window, "window_layers": layers} if any(layers) else {}
-
-
-def _positive(settings: Mapping[str, Any], key: str) -> float:
-    value = settings[key]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ValueError(f"{key} is {value!r}; it must be a positive number")
-    return float(value)
-
-
-def _flag(settings: Mapping[str, Any], key: str) -> bool:
-    if not isinstance(settings[key], bool):
-        raise ValueError(f"{key} is {settings[key]!r}; it must be true or false")
-    return settings[key]

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from isoformer.models.checkpoints import Checkpoint, CheckpointError
 from isoformer.models.checkpoints.folder import (
-    ACTIVATIONS,
+    activation,
     assign,
     carried_files,
+    flag,
     model_type,
+    positive,
     read_json,
     read_tensors,
     refuse_unknown,
@@ -329,22 +331,22 @@ def _config(settings: Mapping[str, Any], kind: Kind, tensors: Mapping[str, Tenso
         raise ValueError(f"decoder_vocab_size {settings['decoder_vocab_size']!r} is not vocab_size")
     values = {ours: settings[theirs] for ours, theirs in kind.settings.items()} | kind.fields
     values |= _bart(settings) if kind.prefix else _t5(settings)
-    tied = _flag(settings, "tie_word_embeddings")
+    tied = flag(settings, "tie_word_embeddings")
     values["tied_embeddings"] = head_is_table or (tied and HEAD not in tensors)
     values["logit_bias"] = bool(kind.prefix) and LOGIT_BIAS in tensors  # without it, transformers has zeros
     config = Config(**values, decoder_start_token_id=0, eos_token_id=0, pad_token_id=0)
     if kind.prefix:
         return replace(config, embedding_scale=math.sqrt(config.hidden_size)) if settings["scale_embedding"] else config
     # T5 1.0 scales what goes into its head and 1.1 does not, which tie_word_embeddings told before there was a key.
-    scaled = settings["model_type"] == "t5" and _flag(
+    scaled = settings["model_type"] == "t5" and flag(
         {"scale_decoder_outputs": tied} | settings, "scale_decoder_outputs"
     )
     return replace(config, logit_scale=config.hidden_size**-0.5) if scaled else config
 
 
 def _bart(settings: Mapping[str, Any]) -> dict[str, Any]:
-    _flag(settings, "scale_embedding")
-    return {"activation": _activation(settings["activation_function"], "activation_function")}
+    flag(settings, "scale_embedding")
+    return {"activation": activation(settings["activation_function"], "activation_function")}
 
 
 def _t5(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -358,9 +360,9 @@ def _t5(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key} {settings[key]!r} is not that of feed_forward_proj {kind!r}")
     return {
         "num_decoder_layers": settings.get("num_decoder_layers"),
-        "activation": _activation(name, "feed_forward_proj"),
+        "activation": activation(name, "feed_forward_proj"),
         "gated": bool(gated),
-        "norm_eps": _positive(settings, "layer_norm_epsilon"),
+        "norm_eps": positive(settings, "layer_norm_epsilon"),
     }
 
 
@@ -395,22 +397,3 @@ def _token(key: str, value: Any, vocab_size: int) -> int:
     if type(token) is not int or not 0 <= token < vocab_size:
         raise ValueError(f"{key} is {value!r}; it must be one token, 0 to {vocab_size - 1}")
     return token
-
-
-def _activation(name: Any, key: str) -> str:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"{key} {name!r} is not one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
-
-
-def _positive(settings: Mapping[str, Any], key: str) -> float:
-    value = settings[key]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ValueError(f"{key} is {value!r}; it must be a positive number")
-    return float(value)
-
-
-def _flag(settings: Mapping[str, Any], key: str) -> bool:
-    if not isinstance(settings[key], bool):
-        raise ValueError(f"{key} is {settings[key]!r}; it must be true or false")
-    return settings[key]

@@ -1,6 +1,7 @@
 """What the checkpoint folders of the Hugging Face layout share: config.json, safetensors and tokenizer files."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,28 @@ def model_type(path: Path) -> str | None:
     except CheckpointError:
         return None
     return kind if isinstance(kind, str) else None
+
+
+def positive(settings: Mapping[str, Any], key: str) -> float:
+    """The setting as a float; ValueError unless it is a positive number."""
+    value = settings[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{key} is {value!r}; it must be a positive number")
+    return float(value)
+
+
+def flag(settings: Mapping[str, Any], key: str) -> bool:
+    """The setting; ValueError unless it is true or false."""
+    if not isinstance(settings[key], bool):
+        raise ValueError(f"{key} is {settings[key]!r}; it must be true or false")
+    return settings[key]
+
+
+def activation(name: Any, key: str = "activation") -> str:
+    """Our name of the activation; ValueError for one that there is not."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{key} {name!r} is not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

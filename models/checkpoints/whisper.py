@@ -13,7 +13,7 @@ from torch import Tensor
 
 from isoformer.models.checkpoints import Checkpoint, CheckpointError, TextFile
 from isoformer.models.checkpoints.folder import (
-    ACTIVATIONS,
+    activation,
     assign,
     carried_files,
     model_type,
@@ -123,7 +123,7 @@ def assemble(
 
     if HEAD in weights and TABLE in weights and not torch.equal(weights[HEAD], weights[TABLE]):
         raise CheckpointError(f"{path}: {in_file(HEAD)} is not {in_file(TABLE)}; a head of its own is not supported")
-    names = {ours: _their_name(ours) for ours in expected}
+    names = {ours: their_name(ours) for ours in expected}
     given = weights.keys() - {HEAD}
     for ours, name in names.items():
         if name.endswith(KEY_BIAS):
@@ -143,7 +143,7 @@ def special_tokens(folder: Path) -> dict[str, int]:
         raise CheckpointError(f"{file}: added_tokens are not entries with content and id") from None
 
 
-def _their_name(ours: str) -> str:
+def their_name(ours: str) -> str:
     module, _, leaf = ours.rpartition(".")
     layer = re.search(r"\.(\d+)\.", ours)
     found = MODULES[re.sub(r"\.\d+\.", ".{i}.", module)]
@@ -158,13 +158,10 @@ def _config(settings: Mapping[str, Any], generation: Mapping[str, Any], special:
     lacking = [key for key in (*SETTINGS.values(), "max_source_positions") if settings.get(key) is None]
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
-    activation = settings.get("activation_function", "gelu")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
     return Config(
         **{ours: settings[theirs] for ours, theirs in SETTINGS.items()},
         max_frames=STRIDE * settings["max_source_positions"],
-        activation=ACTIVATIONS[activation],
+        activation=activation(settings.get("activation_function", "gelu")),
         **_tokens({**settings, **{key: value for key, value in generation.items() if value is not None}}, special),
     )
 

@@ -2,6 +2,8 @@
 
 run(session, texts, *, truncate, progress) -> list of JSON-ready dicts, one an input, in order
 show(results, console) -> None        prints them for people
+
+session is a Session, or the Graphs of a package of several. texts are what the user gives: texts, names of files, …
 """
 
 import importlib

@@ -185,6 +185,38 @@ def test_a_checkpoint_of_other_settings_is_refused(corpus: example.Corpus, tmp_p
         tiny_trainer(fewer).load(tmp_path / "checkpoint.pt")
 
 
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "not there"), (b"", "whole checkpoint"), (b"PK", "whole checkp")]
+)
+def test_a_checkpoint_that_cannot_be_read_is_one_line(
+    corpus: example.Corpus, tmp_path: Path, content: bytes | None, says: str
+):
+    file = tmp_path / "checkpoint.pt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt is.*{says}.*: start without --resume$") as caught:
+        tiny_trainer(corpus).load(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_checkpoint_is_not_read(corpus: example.Corpus, tmp_path: Path):
+    file, trainer = tmp_path / "checkpoint.pt", tiny_trainer(corpus)
+    trainer.save(file)
+    whole = file.read_bytes()
+    for kept in (len(whole) // 2, len(whole) - 8):
+        file.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match="is not a whole checkpoint"):
+            trainer.load(file)
+
+
+def test_a_file_that_is_refused_is_named(tmp_path: Path):
+    file = tmp_path / "locale/fr/LC_MESSAGES/django.po"
+    file.parent.mkdir(parents=True)
+    file.write_text("msgid b")
+    with pytest.raises(ValueError, match=r"django\.po: line 1 is not of a \.po file"):
+        data.read_pairs(tmp_path)
+
+
 def test_from_pairs_to_a_package_that_says_the_same(corpus: example.Corpus, tmp_path: Path):
     trainer, said = tiny_trainer(corpus), Console(file=io.StringIO(), width=120)
     example.train(trainer, corpus, tmp_path, epochs=8, minutes=9, console=said)

@@ -1,11 +1,15 @@
 import json
+import sys
+from types import ModuleType
 
 import pytest
+from torch import nn
 
 from isoformer.export import source
 from isoformer.export.errors import ExportError
 from isoformer.models import positions, registry
-from isoformer.models.families import attention
+from isoformer.models.families import attention, speech
+from isoformer.models.signature import Signature
 
 
 def test_a_manifest_says_which_kind_of_scaling_its_positions_have(monkeypatch):
@@ -38,3 +42,30 @@ def test_what_is_no_scaling_is_refused_in_one_line(text):
         source.resolve("attention", options=["position_kind=rotary", f"rotary_scaling={text}"])
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def resolve_built(monkeypatch, result):
+    module = ModuleType("built_here")
+    monkeypatch.setattr(module, "build", lambda: result, raising=False)
+    monkeypatch.setitem(sys.modules, "built_here", module)
+    return source.resolve("built_here:build")
+
+
+def test_a_callable_may_give_several_graphs(monkeypatch):
+    model, signatures = speech.Model(speech.TINY), speech.signature(speech.TINY)
+    found = resolve_built(monkeypatch, (model, signatures))
+    assert found.signature == signatures
+    assert registry.graphs(found.model, found.signature).keys() == signatures.keys()
+    assert not found.model.training
+
+
+def test_what_a_callable_may_not_give(monkeypatch):
+    signature = attention.signature(attention.TINY)
+    for wrong in (signature, (nn.Identity(), {}), (nn.Identity(), {"a/b": signature}), (nn.Identity(), {"a": "b"})):
+        with pytest.raises(ExportError, match=r"must return \(torch.nn.Module, .*Signature\)$"):
+            resolve_built(monkeypatch, wrong)
+    with pytest.raises(ExportError, match=r"returns a str where a torch\.nn\.Module belongs"):
+        resolve_built(monkeypatch, ("model", signature))
+    assert isinstance(signature, Signature)
+    with pytest.raises(ExportError, match=r"its module needs graph\(name\)"):
+        resolve_built(monkeypatch, (nn.Identity(), {"one": signature}))

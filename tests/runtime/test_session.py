@@ -462,3 +462,18 @@ def test_missing_package(tmp_path: Path) -> None:
 )
 def test_first_line(message: str, line: str) -> None:
     assert first_line(RuntimeError(message)) == line
+
+
+@pytest.mark.parametrize("samples", [0, 320, 1920])
+def test_an_axis_that_is_a_multiple_of_one_that_no_input_has(samples: int):
+    specs = {"waveform": TensorSpec("waveform", "float32", ("batch_size", "num_samples"))}
+    axes = {"batch_size": (1, None), "num_samples": (0, None), "num_frames": (2, 12)}
+    sums = {"num_samples": ("num_frames",) * 160}
+    if samples:
+        check_inputs(specs, axes, {"waveform": np.zeros((1, samples), np.float32)}, sums)
+    for wrong in (samples + 1, 160, 1920 + 160):
+        with pytest.raises(InputError, match=rf"num_samples is {wrong}; it is a multiple of 160, from 320 to 1920$"):
+            check_inputs(specs, axes, {"waveform": np.zeros((1, wrong), np.float32)}, sums)
+    unbounded = axes | {"num_frames": (2, None)}
+    with pytest.raises(InputError, match=r"num_samples is 319; it is a multiple of 160, from 320 up$"):
+        check_inputs(specs, unbounded, {"waveform": np.zeros((1, 319), np.float32)}, sums)
