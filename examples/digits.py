@@ -1,17 +1,19 @@
 """scikit-learn's handwritten digits as pictures, split, and the training loop of the examples that learn from them."""
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from examples.common import load_state, save_state
+from examples.common import draw_curves, load_state, one_thread, progress_bar, save_state
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -49,13 +51,12 @@ def read_digits(seed: int = 0) -> Digits:
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with the learning rate falling along half a cosine; every picture shifted by up to `shift` pixels."""
+    """AdamW with the learning rate falling along half a cosine."""
 
-    epochs: int = 60
+    epochs: int = 120
     batch: int = 64
     rate: float = 2e-3
     decay: float = 0.05
-    shift: int = 1
     seed: int = 0
 
 
@@ -96,7 +97,7 @@ class Trainer:
         self.model.train()
         total = 0.0
         for chosen in torch.randperm(len(labels), generator=generator).split(self.recipe.batch):
-            loss = self.loss(shifted(pixels[chosen], self.recipe.shift, generator), labels[chosen])
+            loss = self.loss(pixels[chosen], labels[chosen])
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -108,6 +109,11 @@ class Trainer:
         right = accuracy()
         self.history.loss.append(total / len(labels))
         self.history.accuracy.append(right)
+
+    def draw(self, path: Path) -> None:
+        """The history as a PNG."""
+        curves = {"training loss": self.history.loss, "validation accuracy": self.history.accuracy}
+        draw_curves(curves, path, xlabel="epoch", ylabel="nats; share")
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint."""
@@ -131,9 +137,26 @@ class Trainer:
         self.history = History(**state["history"])
 
 
-def shifted(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Each picture (b, 8, 8, 1) moved by up to `most` pixels in both directions, 0 coming in."""
-    padded = torch.nn.functional.pad(pixels, (0, 0, most, most, most, most))
-    moves = torch.randint(0, 2 * most + 1, (len(pixels), 2), generator=generator)
-    height, width = pixels.shape[1:3]
-    return torch.stack([p[y : y + height, x : x + width] for p, (y, x) in zip(padded, moves.tolist(), strict=True)])
+def run_epochs(
+    trainer: Trainer,
+    part: Part,
+    accuracy: Callable[[], float],
+    folder: Path,
+    *,
+    minutes: float,
+    console: Console,
+) -> None:
+    """Trains until the recipe's epochs are done, or `minutes` have passed and the epoch is over.
+
+    Each epoch leaves folder/checkpoint.pt.
+    """
+    end, epochs = time.monotonic() + 60 * minutes, trainer.recipe.epochs
+    steps = -(-len(part.labels) // trainer.recipe.batch)
+    trainer.save(folder / "checkpoint.pt")
+    with one_thread(), progress_bar(console) as bar:
+        line = bar.add_task("training", total=steps * epochs, completed=steps * trainer.epoch)
+        while trainer.epoch < epochs and time.monotonic() < end:
+            trainer.train_epoch(part, accuracy, lambda: bar.advance(line))
+            trainer.save(folder / "checkpoint.pt")
+            right = trainer.history.accuracy[-1]
+            bar.update(line, description=f"epoch {trainer.epoch}: {right:.1%} of the validation part right")

@@ -9,7 +9,6 @@ The checkpoint and the pictures stand beside the package, in demo/vision-trainin
 last whole epoch, and `--resume` goes on from there to the very same result.
 """
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,8 +26,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from examples.common import draw_curves, export_package, one_thread, progress_bar, side_by_side
-from examples.digits import NAMES, Digits, Part, Recipe, Trainer, read_digits
+from examples.common import export_package, side_by_side
+from examples.digits import NAMES, Digits, Part, Recipe, Trainer, read_digits, run_epochs
 from isoformer.export.errors import ExportError
 from isoformer.export.package import refuse_taken
 from isoformer.models.families import vision
@@ -77,27 +76,6 @@ def predict_in_runtime(package: Path, part: Part) -> np.ndarray:
     return graphs["model"].run({"pixel_values": values})["logits"].argmax(-1)
 
 
-def train(trainer: Trainer, digits: Digits, folder: Path, *, minutes: float, console: Console) -> None:
-    """Trains until the recipe's epochs are done, or `minutes` have passed and the epoch is over.
-
-    Each epoch leaves folder/checkpoint.pt.
-    """
-    end, epochs = time.monotonic() + 60 * minutes, trainer.recipe.epochs
-    steps = -(-len(digits.training.labels) // trainer.recipe.batch)
-    trainer.save(folder / "checkpoint.pt")
-
-    def accuracy() -> float:
-        return float(accuracy_score(digits.validation.labels, predict(trainer.model, digits.validation)))  # pyright: ignore[reportArgumentType]
-
-    with one_thread(), progress_bar(console) as bar:
-        line = bar.add_task("training", total=steps * epochs, completed=steps * trainer.epoch)
-        while trainer.epoch < epochs and time.monotonic() < end:
-            trainer.train_epoch(digits.training, accuracy, lambda: bar.advance(line))
-            trainer.save(folder / "checkpoint.pt")
-            right = trainer.history.accuracy[-1]
-            bar.update(line, description=f"epoch {trainer.epoch}: {right:.1%} of the validation part right")
-
-
 def baselines(digits: Digits) -> dict[str, float]:
     """Test accuracy of scikit-learn's classifiers on the same pixels, trained on the same part."""
     found: dict[str, Any] = {
@@ -106,7 +84,9 @@ def baselines(digits: Digits) -> dict[str, float]:
     }
     flat = {name: getattr(digits, name).pixels.reshape(-1, 64) / 255 for name in ("training", "test")}
     return {
-        name: float(accuracy_score(digits.test.labels, kind.fit(flat["training"], digits.training.labels).predict(flat["test"])))
+        name: float(
+            accuracy_score(digits.test.labels, kind.fit(flat["training"], digits.training.labels).predict(flat["test"]))
+        )
         for name, kind in found.items()
     }
 
@@ -136,12 +116,7 @@ def report(package: Path, trainer: Trainer, digits: Digits, folder: Path, consol
     for name, share in baselines(digits).items():
         console.print(f"{name} (scikit-learn): {share:.2%}", highlight=False)
     draw_predictions(digits.test, theirs, folder / "predictions.png")
-    draw_curves(
-        {"training loss": trainer.history.loss, "validation accuracy": trainer.history.accuracy},
-        folder / "training.png",
-        xlabel="epoch",
-        ylabel="nats, share",
-    )
+    trainer.draw(folder / "training.png")
     Image.fromarray(digits.test.pixels[0, :, :, 0]).save(folder / "digit.png")
     console.print(
         f"pictures: {folder}; try: isoformer run {package} {folder / 'digit.png'} (a {NAMES[digits.test.labels[0]]})",
@@ -179,8 +154,18 @@ def main(
             trainer.load(folder / "checkpoint.pt")
         folder.mkdir(parents=True, exist_ok=True)
         weights = sum(parameter.numel() for parameter in trainer.model.parameters())
-        out.print(f"{len(digits.training.labels)} digits for training, {weights:,} weights, {trainer.epoch} epochs done")
-        train(trainer, digits, folder, minutes=minutes, console=err)
+        out.print(
+            f"{len(digits.training.labels)} digits for training, {weights:,} weights, {trainer.epoch} epochs done"
+        )
+        part = digits.validation
+        run_epochs(
+            trainer,
+            digits.training,
+            lambda: float((predict(trainer.model, part) == part.labels).mean()),
+            folder,
+            minutes=minutes,
+            console=err,
+        )
         ship(trainer, package, err)
     except (ExportError, OSError, ValueError) as error:
         err.print(f"error: {error}", markup=False, soft_wrap=True)

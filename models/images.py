@@ -54,11 +54,15 @@ class Preprocessing:
             if value is not None and not (len(sizes) == 2 and all(type(n) is int and n > 0 for n in sizes)):
                 raise ValueError(f"{name} is {value!r}; it is made of whole numbers, at least 1")
         if self.crop is None and not isinstance(self.resize, tuple):
-            raise ValueError(f"resize is {self.resize!r} and there is no crop: the size is open; give one of (height, width)")
+            raise ValueError(
+                f"resize is {self.resize!r} and there is no crop: the size is open; give one of (height, width)"
+            )
         if self.resample not in FILTERS:
             raise ValueError(f"resample {self.resample!r} is not one of {', '.join(FILTERS)}")
         if 0 in self.std or len(self.mean) != len(self.std):
-            raise ValueError(f"mean {self.mean} and std {self.std} have a number each a channel, and std none that is 0")
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} have a number each a channel, and std none that is 0"
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -116,9 +120,14 @@ class Preprocessor(nn.Module):
 
 
 def resampling(
-    places: Tensor, length: int, in_size: Tensor, out_size: Tensor, dtype: torch.dtype, kernel: Callable[[Tensor], Tensor]
+    places: Tensor,
+    length: int,
+    in_size: Tensor,
+    out_size: Tensor,
+    dtype: torch.dtype,
+    kernel: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Weights (out, length) of the pixels of a line of `in_size` = length for its `places` (out,) when it has `out_size`:
+    """Weights (out, length) of a line of length = `in_size` pixels for the `places` (out,) of one of `out_size`:
 
         w[x, j] = kernel(d) / sum_j kernel(d)     d = ((2 j + 1) out - (2 x + 1) in) / (2 max(in, out))
 

@@ -68,7 +68,9 @@ class Axis:
         if type(self.times) is not int or self.times < 1 or (self.times > 1 and len(self.sum_of) != 1):
             raise ValueError(f"times is {self.times!r}; it is a whole number from 1, and goes with one axis in sum_of")
         if (self.product_of and self.sum_of) or type(self.plus) is not int or (self.plus and not self.product_of):
-            raise ValueError(f"product_of {self.product_of} goes without sum_of, and plus {self.plus!r} with product_of")
+            raise ValueError(
+                f"product_of {self.product_of} goes without sum_of, and plus {self.plus!r} with product_of"
+            )
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def read(path: Path, task: str | None = None) -> Checkpoint:
             expected = Model(config).state_dict()
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path / 'config.json'}: {error}") from None
-    special = {inner: (1, 1, config.hidden_size) for inner in (f"embeddings.{token}" for token in kind.special)}
+    special = dict.fromkeys((f"embeddings.{token}" for token in kind.special), (1, 1, config.hidden_size))
     rows, columns = config.grid
     length = len(special) + rows * columns
     shapes = special | {TABLE: (1, length, config.hidden_size)}

@@ -227,10 +227,7 @@ class TextTower(nn.Module):
     def _end(self, x: Tensor, input_ids: Tensor, real: Tensor) -> Tensor:
         """(T, L, E) → (T, E)."""
         ids = torch.where(real, input_ids, -1)
-        if self.eos_token_id is None:
-            ends = ids == ids.amax(1, keepdim=True)
-        else:
-            ends = ids == self.eos_token_id
+        ends = ids == (ids.amax(1, keepdim=True) if self.eos_token_id is None else self.eos_token_id)
         place = torch.arange(x.shape[1], device=x.device)
         first = torch.where(ends, place, x.shape[1]).amin(1, keepdim=True)  # (T, 1), L where there is none
         first = torch.where(first == x.shape[1], 0, first)

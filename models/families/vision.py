@@ -181,7 +181,7 @@ def task(config: Config) -> dict[str, Any]:
 
 
 class Model(nn.Module):
-    """All parts; `graph(name)` is the module of each graph that is exported, and `forward` that of the graph `model`."""
+    """All parts; `graph(name)` is the module of each graph that is exported, and `forward` that of `model`."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ def run(
     truncate: bool = False,  # noqa: ARG001  pictures have no length
     progress: Callable[[int], None] = lambda _done: None,
 ) -> list[dict[str, Any]]:
-    """[{"input": file, "label": the best, "scores": {label: score}}, …] of picture files, scores as `classify` has them.
+    """[{"input": file, "label": the best, "scores": {label: score}}, …] of picture files, as `classify` has them.
 
     Raises InputError for a file that cannot be read.
     """

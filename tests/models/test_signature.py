@@ -140,6 +140,27 @@ def test_an_axis_may_be_a_multiple_of_another_that_no_input_has():
             Axis(sum_of=parts, times=times)  # pyright: ignore[reportArgumentType]
 
 
+def test_an_axis_of_outputs_may_be_a_product_of_others():
+    image = TensorSpec("image", "float32", ("batch_size", "rows", "columns"))
+    hidden = TensorSpec("hidden", "float32", ("batch_size", "tokens", 5))
+    axes = {"rows": Axis(1, 9), "tokens": Axis(product_of=("rows", "columns"), plus=1)}
+    signature = Signature((image,), (hidden,), axes=axes)
+    assert signature.axes["tokens"].total({"rows": 3, "columns": 7}) == 22
+    assert signature.axis_names() == ["batch_size", "rows", "columns", "tokens"]
+    data = json.loads(json.dumps(signature.to_dict()["axes"]))
+    assert data["tokens"]["product_of"] == ["rows", "columns"]
+    assert data["tokens"]["plus"] == 1
+    assert "product_of" not in data["rows"]
+    with pytest.raises(ValueError, match="tokens is a product of 'depth', which is not a plain axis"):
+        Signature((image,), (hidden,), axes={"tokens": Axis(product_of=("rows", "depth"))})
+    tokens = TensorSpec("tokens", "float32", ("batch_size", "tokens"))
+    with pytest.raises(ValueError, match="tokens is a product, which is for outputs; an input has it"):
+        Signature((image, tokens), (hidden,), axes=axes)
+    for wrong in ({"product_of": ("a",), "sum_of": ("b",)}, {"plus": 1}, {"product_of": ("a",), "plus": 1.5}):
+        with pytest.raises(ValueError, match="goes without sum_of"):
+            Axis(**wrong)
+
+
 def test_lengths_say_along_which_axis():
     with pytest.raises(ValueError, match="kind 'lengths' and along None"):
         TensorSpec("lengths", "int64", ("batch_size",), kind="lengths")

@@ -46,7 +46,9 @@ def _quiet() -> None:
 
 def theirs(text: dict[str, Any] | None = None, image: dict[str, Any] | None = None) -> Any:
     """A model of `transformers` with random weights everywhere: what is zero or one would hide errors."""
-    config = transformers.CLIPConfig(text_config=TEXT | (text or {}), vision_config=IMAGE | (image or {}), projection_dim=17)
+    config = transformers.CLIPConfig(
+        text_config=TEXT | (text or {}), vision_config=IMAGE | (image or {}), projection_dim=17
+    )
     model = transformers.CLIPModel(config).eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -74,6 +76,10 @@ def texts(length: int, batch: int = 3) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def loaded(path: Path) -> Any:
+    return checkpoints.read(path).model()
+
+
 def refusal(path: Path, task: str | None = None) -> str:
     with pytest.raises(CheckpointError) as error:
         checkpoints.read(path, task)
@@ -84,7 +90,7 @@ def refusal(path: Path, task: str | None = None) -> str:
 @pytest.mark.parametrize(("kind", "length"), [("native", 1), ("larger", 4), ("wide", 9), ("high", 13)])
 def test_same_answers_at_any_size_and_length(tmp_path, kind, length):
     model = theirs()
-    ours = checkpoints.read(saved(model, tmp_path)).model()
+    ours = loaded(saved(model, tmp_path))
     pictures = torch.randn(2, 3, *IMAGES[kind], generator=torch.Generator().manual_seed(1))
     for dtype, atol in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         feeds = texts(length) | {"pixel_values": pictures.to(dtype)}
@@ -109,7 +115,7 @@ def test_settings_of_the_text(tmp_path, options):
     feeds = texts(9)
     if "eos_token_id" in options:  # the highest id ends the text
         feeds["input_ids"] = feeds["input_ids"].where(feeds["input_ids"] != EOS, 40)
-    ours = checkpoints.read(saved(model, tmp_path)).model().double()
+    ours = loaded(saved(model, tmp_path)).double()
     want = model.double().get_text_features(**feeds).pooler_output
     have = ours.graph("text_model")(**feeds)["text_embeds"]
     torch.testing.assert_close(have, nn.functional.normalize(want, dim=-1), atol=1e-12, rtol=0)
@@ -123,7 +129,7 @@ def test_pictures_are_prepared_as_the_library_does(tmp_path):
     processor.save_pretrained(path)
     picture = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8).repeat(3, 0).repeat(3, 1)
     want = np.asarray(processor(picture)["pixel_values"][0])
-    graph = checkpoints.read(path).model().graph("preprocessor")
+    graph = loaded(path).graph("preprocessor")
     have = graph(torch.from_numpy(picture)[None])["pixel_values"][0].numpy()
     assert have.shape == want.shape == (3, 20, 20)
     assert np.abs(have - want).max() <= 1.6 / 255 / 0.26

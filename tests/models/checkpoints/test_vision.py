@@ -153,7 +153,8 @@ PHOTO = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8).repeat(
 
 
 def prepared(path: Path, picture: np.ndarray) -> np.ndarray:
-    return checkpoints.read(path).model().graph("preprocessor")(torch.from_numpy(picture)[None])["pixel_values"][0].numpy()
+    ours: Any = checkpoints.read(path).model()
+    return ours.graph("preprocessor")(torch.from_numpy(picture)[None])["pixel_values"][0].numpy()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -221,7 +222,10 @@ def test_a_preprocessing_that_is_not_supported(tmp_path, settings, said):
         ({"hidden_act": "mish"}, "hidden_act 'mish' is not one of"),
         ({"intermediate_size": None}, "it lacks intermediate_size"),
         ({"image_size": 22}, "multiples of patch_size 4"),
-        ({"image_size": 24}, "embeddings.position_embeddings of shape (1, 26, 33) where config.json asks for (1, 37, 33)"),
+        (
+            {"image_size": 24},
+            "embeddings.position_embeddings of shape (1, 26, 33) where config.json asks for (1, 37, 33)",
+        ),
         ({"num_attention_heads": 7}, "hidden_size 33 is not a multiple of num_heads 7"),
         ({"num_hidden_layers": 3}, "lacks the tensors encoder.layer.2."),
         ({"num_hidden_layers": 1}, "has the unknown tensors encoder.layer.1."),

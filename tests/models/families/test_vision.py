@@ -1,6 +1,7 @@
 """Vision Transformers: positions for any grid, pictures of several sizes in one batch, masks, heads."""
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,9 @@ def test_a_picture_anywhere_on_a_larger_canvas_is_itself_alone(place):
     close(have["last_hidden_state"][:, kept], want["last_hidden_state"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"pooling": "mean"}, {"pooling": "mean", "special_tokens": 0, "pooler_size": None}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"pooling": "mean"}, {"pooling": "mean", "special_tokens": 0, "pooler_size": None}]
+)
 def test_pictures_of_several_sizes_share_a_batch(changes):
     ours = model(**changes)
     grids = ((3, 5), (6, 2), (1, 7))
@@ -138,9 +141,8 @@ def test_heads():
     ids=str,
 )
 def test_configurations_that_cannot_be(changes, said):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=re.escape(said)):
         dataclasses.replace(vision.TINY, **changes)
-    assert said in str(error.value)
 
 
 def test_pixels_and_mask_that_do_not_fit():
