@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from examples.common import draw_curves, load_state, one_thread, progress_bar, save_state
 
+M = TypeVar("M", bound=nn.Module)
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -68,15 +70,13 @@ class History:
     accuracy: list[float] = field(default_factory=list)
 
 
-class Trainer:
+class Trainer(Generic[M]):
     """A model on its way: weights, optimizer, schedule, random numbers and history.
 
     loss: of the model, pixels (b, 8, 8, 1) and labels (b,). data: a digest; a checkpoint goes on with the same only.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], recipe: Recipe, data: str = ""
-    ) -> None:
+    def __init__(self, model: M, loss: Callable[[Tensor, Tensor], Tensor], recipe: Recipe, data: str = "") -> None:
         self.model = model
         self.loss = loss
         self.recipe = recipe
@@ -138,7 +138,7 @@ class Trainer:
 
 
 def run_epochs(
-    trainer: Trainer,
+    trainer: Trainer[Any],
     part: Part,
     accuracy: Callable[[], float],
     folder: Path,

@@ -83,7 +83,7 @@ def configuration(vocabulary: int) -> Config:
     )
 
 
-def new_trainer(recipe: Recipe, digits: Digits, tokenizer: Tokenizer) -> Trainer:
+def new_trainer(recipe: Recipe, digits: Digits, tokenizer: Tokenizer) -> Trainer[Model]:
     """An untrained model, its weights drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     model = Model(configuration(tokenizer.get_vocab_size()))
@@ -120,21 +120,21 @@ def predict_in_runtime(package: Path, tokenizer: Tokenizer, part: Part, template
     return graphs["model"].run(inputs)["logits_per_image"].argmax(-1)
 
 
-def ship(trainer: Trainer, tokenizer: Tokenizer, path: Path, console: Console) -> None:
+def ship(trainer: Trainer[Model], tokenizer: Tokenizer, path: Path, console: Console) -> None:
     """Writes the package, verified; it replaces a package that stands at `path`."""
     config = trainer.model.config
     export_package(
         trainer.model,
-        contrastive.signature(config),  # pyright: ignore[reportArgumentType]
+        contrastive.signature(config),
         path,
         console,
-        task=contrastive.task(config),  # pyright: ignore[reportArgumentType]
+        task=contrastive.task(config),
         files=[TextFile("tokenizer.json", tokenizer.to_str())],
         provenance={"source": "examples/train_contrastive.py", "data": "scikit-learn's digits (UCI, CC BY 4.0)"},
     )
 
 
-def report(package: Path, trainer: Trainer, tokenizer: Tokenizer, digits: Digits, console: Console) -> None:
+def report(package: Path, trainer: Trainer[Model], tokenizer: Tokenizer, digits: Digits, console: Console) -> None:
     """Zero-shot accuracy from PyTorch and ONNX Runtime, with captions of training and with the one held out."""
     for template in (TEMPLATES[0], HELD_OUT):
         ours = predict(trainer.model, tokenizer, digits.test, template)

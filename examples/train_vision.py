@@ -52,7 +52,7 @@ CONFIG = Config(
 )
 
 
-def new_trainer(recipe: Recipe, digits: Digits, config: Config = CONFIG) -> Trainer:
+def new_trainer(recipe: Recipe, digits: Digits, config: Config = CONFIG) -> Trainer[Model]:
     """An untrained model, its weights and its dropout drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     model = Model(config)
@@ -106,7 +106,7 @@ def draw_predictions(part: Part, predicted: np.ndarray, path: Path, count: int =
     figure.savefig(path)
 
 
-def report(package: Path, trainer: Trainer, digits: Digits, folder: Path, console: Console) -> None:
+def report(package: Path, trainer: Trainer[Model], digits: Digits, folder: Path, console: Console) -> None:
     """Test accuracy from PyTorch and ONNX Runtime, beside the baselines; the pictures and one file to try."""
     from PIL import Image
 
@@ -124,15 +124,15 @@ def report(package: Path, trainer: Trainer, digits: Digits, folder: Path, consol
     )
 
 
-def ship(trainer: Trainer, path: Path, console: Console) -> None:
+def ship(trainer: Trainer[Model], path: Path, console: Console) -> None:
     """Writes the package, verified; it replaces a package that stands at `path`."""
     config = trainer.model.config
     export_package(
         trainer.model,
-        vision.signature(config),  # pyright: ignore[reportArgumentType]
+        vision.signature(config),
         path,
         console,
-        task=vision.task(config),  # pyright: ignore[reportArgumentType]
+        task=vision.task(config),
         provenance={"source": "examples/train_vision.py", "data": "scikit-learn's digits (UCI, CC BY 4.0)"},
     )
 

@@ -158,7 +158,7 @@ def test_an_axis_of_outputs_may_be_a_product_of_others():
         Signature((image, tokens), (hidden,), axes=axes)
     for wrong in ({"product_of": ("a",), "sum_of": ("b",)}, {"plus": 1}, {"product_of": ("a",), "plus": 1.5}):
         with pytest.raises(ValueError, match="goes without sum_of"):
-            Axis(**wrong)
+            Axis(**wrong)  # pyright: ignore[reportArgumentType]
 
 
 def test_lengths_say_along_which_axis():

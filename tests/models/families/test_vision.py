@@ -114,7 +114,8 @@ def test_heads():
     both = {"task": "classify-image", "labels": labels, "special_tokens": 2, "teacher": True}
     ours = model(**both)
     hidden = ours.final_norm(ours.encoder(picture(3, 5))[0])
-    want = (ours.head.classifier(hidden[:, 0]) + ours.head.teacher(hidden[:, 1])) / 2
+    head: Any = ours.head
+    want = (head.classifier(hidden[:, 0]) + head.teacher(hidden[:, 1])) / 2
     close(ours(picture(3, 5))["logits"], want)
     ours = model(pooling="mean", normalize=False)
     out = ours(picture(3, 5))
