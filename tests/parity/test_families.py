@@ -47,12 +47,17 @@ def test_export_measures_every_mask_in_both_runtimes(package):
 
 
 def test_verify_passes_and_counts_what_it_compared(package):
-    for found, _, _ in package:
+    values = 0
+    for found, _, signature in package:
+        specs = (*signature.inputs, *signature.outputs)
+        rows = all(spec.axes[:1] == ("batch_size",) for spec in specs)  # else they cannot be told apart
         report = verify(found, Session(found).run, "onnxruntime cpu", seed=3)
         assert report.passed, [failure.line() for failure in report.failures]
-        assert {c.check for c in report.comparisons} == {"golden", "grid", "relation"}
+        assert {c.check for c in report.comparisons} == {"golden", "grid", *(["relation"] if rows else [])}
         assert report.cases > len(found.manifest["grid"])
-        assert report.values == sum(c.values for c in report.comparisons) > 10_000
+        assert report.values == sum(c.values for c in report.comparisons) > (10_000 if rows else 1000)
+        values += report.values
+    assert values > 10_000
 
 
 def test_sizes_that_no_sample_had(package):
