@@ -19,7 +19,7 @@ def test_every_dtype_that_is_listed_is_taken(dtype):
 
 
 def test_another_dtype_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"x: dtype 'int8' is not one of bool, int32, int64, .*float64"):
+    with pytest.raises(ValueError, match=r"x: dtype 'int8' is not one of bool, uint8, int32, int64, .*float64"):
         TensorSpec("x", "int8", ("n",), high=2)
 
 
