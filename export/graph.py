@@ -110,11 +110,11 @@ def _samples(signature: Signature) -> tuple[Tensor, ...]:
     sizes: dict[str, int] = {}
     for name in signature.axis_names():
         axis = signature.axes.get(name, Axis())
-        if axis.sum_of:
+        if axis.parts:
             continue
         fitting = [p for p in PRIMES if p >= axis.min and (axis.max is None or p <= axis.max)]
         sizes[name] = next((p for p in fitting if p not in sizes.values()), axis.max or axis.min)
-    sizes |= {name: axis.total(sizes) for name, axis in signature.axes.items() if axis.sum_of}
+    sizes |= {name: axis.total(sizes) for name, axis in signature.axes.items() if axis.parts}
     samples = []
     for spec in signature.inputs:
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
@@ -129,7 +129,7 @@ def _dims(signature: Signature) -> dict[str, Any]:
     """Axis name → what torch.export calls it."""
     axes = {name: signature.axes.get(name, Axis()) for name in signature.axis_names()}
     dims: dict[str, Any] = {
-        n: torch.export.Dim(n, min=axis.min, max=axis.max) for n, axis in axes.items() if not axis.sum_of
+        n: torch.export.Dim(n, min=axis.min, max=axis.max) for n, axis in axes.items() if not axis.parts
     }
     for name, axis in axes.items():
         if len(axis.sum_of) == 1:
@@ -140,10 +140,11 @@ def _dims(signature: Signature) -> dict[str, Any]:
 
 
 def _name_sums(graph: ir.Model, signature: Signature) -> None:
-    """Gives the axes that are sums the Signature's names at the edge, where they are those sums.
+    """Gives the axes that are sums or products the Signature's names at the edge, where they are those.
 
-    PyTorch invents a name for an input's, and calls an output's by that name or "a + b".
+    PyTorch invents a name for an input's, and calls an output's by that name, "a + b" or "a*b + 1".
     """
+    products = {name: axis for name, axis in signature.axes.items() if axis.product_of}
     sums = {
         name: {f"{axis.times}*{axis.sum_of[0]}"} if axis.times > 1 else set(axis.sum_of)
         for name, axis in signature.axes.items()
@@ -156,14 +157,23 @@ def _name_sums(graph: ir.Model, signature: Signature) -> None:
                 continue
             shape = list(value.shape)
             for i, name in enumerate(spec.axes):
-                if not isinstance(name, str) or name not in sums or isinstance(shape[i], int):
+                if not isinstance(name, str) or isinstance(shape[i], int):
                     continue
                 found = str(shape[i])
+                if name in products and _is_product(found, products[name]):
+                    shape[i] = ir.SymbolicDim(name)
+                if name not in sums:
+                    continue
                 if specs is signature.inputs:
                     invented.add((name, found))
                 if (name, found) in invented or set(found.split(" + ")) == sums[name]:
                     shape[i] = ir.SymbolicDim(name)
             value.shape = ir.Shape(shape)
+
+
+def _is_product(found: str, axis: Axis) -> bool:
+    factors, _, plus = found.partition(" + ")
+    return sorted(factors.split("*")) == sorted(axis.product_of) and (plus or "0") == str(axis.plus)
 
 
 def _name_parts(graph: ir.Model, signature: Signature, traced: Any) -> None:

@@ -4,6 +4,7 @@ A family states its Signature once. Sample inputs, dynamic axes, input and outpu
 exported graph, the manifest of the package and the cases that verify it are all made from it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -52,19 +53,34 @@ class Axis:
 
     `sum_of` names the axes whose sizes add up to this one's, `times` as much, which then has no bounds of its own:
     total_sequence_length is the sum of past_sequence_length and sequence_length, samples are 160 times num_frames.
+    `product_of` names the axes whose sizes are multiplied, and `plus` is added to that: the patches of an image are
+    rows times columns, and a class token more. Outputs alone may have such an axis.
     """
 
     min: int = 1
     max: int | None = None
     sum_of: tuple[str, ...] = ()
     times: int = 1
+    product_of: tuple[str, ...] = ()
+    plus: int = 0
 
     def __post_init__(self) -> None:
         if type(self.times) is not int or self.times < 1 or (self.times > 1 and len(self.sum_of) != 1):
             raise ValueError(f"times is {self.times!r}; it is a whole number from 1, and goes with one axis in sum_of")
+        if (self.product_of and self.sum_of) or type(self.plus) is not int or (self.plus and not self.product_of):
+            raise ValueError(
+                f"product_of {self.product_of} goes without sum_of, and plus {self.plus!r} with product_of"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The axes that this one's size is made of, () for a plain axis."""
+        return self.sum_of or self.product_of
 
     def total(self, sizes: Mapping[str, Any]) -> Any:
-        """The size of an axis with `sum_of`, from the sizes of its parts."""
+        """The size of an axis with `sum_of` or `product_of`, from the sizes of its parts."""
+        if self.product_of:
+            return math.prod(sizes[part] for part in self.product_of) + self.plus
         return self.times * sum(sizes[part] for part in self.sum_of)
 
 
@@ -104,18 +120,21 @@ class Signature:
                 raise ValueError(f"{spec.name}: along {spec.along!r} is not an axis of the inputs")
         known = self.axis_names()
         for name, axis in self.axes.items():
-            for part in axis.sum_of:
-                if part not in known or self.axes.get(part, Axis()).sum_of:
-                    raise ValueError(f"the axis {name} is a sum of {part!r}, which is not a plain axis of the model")
+            kind = "product" if axis.product_of else "sum"
+            for part in axis.parts:
+                if part not in known or self.axes.get(part, Axis()).parts:
+                    raise ValueError(f"the axis {name} is a {kind} of {part!r}, which is not a plain axis of the model")
+            if axis.product_of and any(name in spec.axes for spec in self.inputs):
+                raise ValueError(f"the axis {name} is a product, which is for outputs; an input has it")
         for spec in self.outputs:
             for axis in spec.axes:
                 if isinstance(axis, str) and axis not in known:
                     raise ValueError(f"output {spec.name} has the axis {axis}, which no input has ({known})")
 
     def axis_names(self) -> list[str]:
-        """The named axes of the inputs in their order; then sums, and parts of sums, that no input has."""
+        """The named axes of the inputs in their order; then sums and products, and parts of sums, that no input has."""
         named = dict.fromkeys(a for spec in self.inputs for a in spec.axes if isinstance(a, str))
-        sums = {name: axis for name, axis in self.axes.items() if axis.sum_of}
+        sums = {name: axis for name, axis in self.axes.items() if axis.parts}
         parts = (part for axis in sums.values() if axis.times > 1 for part in axis.sum_of)
         return list(named | dict.fromkeys(sums) | dict.fromkeys(parts))
 
@@ -125,10 +144,16 @@ class Signature:
             "inputs": [asdict(spec) | {"axes": list(spec.axes)} for spec in self.inputs],
             "outputs": [{"name": s.name, "dtype": s.dtype, "axes": list(s.axes)} for s in self.outputs],
             "axes": {
-                name: asdict(axis) | {"sum_of": list(axis.sum_of)}
+                name: _axis_data(axis)
                 for name, axis in ((name, self.axes.get(name, Axis())) for name in self.axis_names())
             },
             "padding": list(self.padding),
             "chunked": self.chunked,
             "windows": list(self.windows),
         }
+
+
+def _axis_data(axis: Axis) -> dict[str, Any]:
+    """An axis as JSON data; what makes a product stands there only where it is one."""
+    data = asdict(axis) | {"sum_of": list(axis.sum_of), "product_of": list(axis.product_of)}
+    return data if axis.product_of else {name: data[name] for name in ("min", "max", "sum_of", "times")}

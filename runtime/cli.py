@@ -510,24 +510,25 @@ def bench(
 ) -> None:
     """Measure PACKAGE on this machine: latency, tokens a second, memory."""
     batches, lengths = _numbers("--batch", batch), _numbers("--length", length)
-    rows = []
+    rows, parts = [], load(package).graphs
+    several = len(parts) > 1
     with _progress() as show:
-        for part in load(package).graphs.values():
+        for part in parts.values():
             for row in benchmark.measure(Session(part, provider, threads=threads), batches, lengths):
-                rows.append(row if part.graph == MODEL else {"graph": part.graph} | row)
+                rows.append({"graph": part.graph} | row if several else row)
                 show("measuring", len(rows), len(batches) * len(lengths))
                 if as_json:
                     print(json.dumps(rows[-1]), flush=True)
     if as_json:
         return
     table = Table()
-    if any("graph" in row for row in rows):
+    if several:
         table.add_column("graph")
     for name in ("batch", "length", "median ms", "p90 ms", "tokens/s", "peak MB"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            *([row["graph"]] if "graph" in row else []),
+            *([row["graph"]] if several else []),
             str(row["batch"]),
             str(row["length"]),
             f"{row['median_ms']:.2f}",

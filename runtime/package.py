@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -50,7 +51,8 @@ class TensorSpec:
 class Signature:
     """Inputs and outputs in the graph's order; `axes` maps a named axis to its (min, max or None).
 
-    `sums` maps an axis to the axes whose sizes add up to its own; one may stand there several times.
+    `sums` maps an axis to the axes whose sizes add up to its own; one may stand there several times. `products` maps
+    one to the axes whose sizes are multiplied, and what is added to that.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -59,15 +61,19 @@ class Signature:
     padding: tuple[str, ...]
     sums: dict[str, tuple[str, ...]] = field(default_factory=dict)
     chunked: bool = False
+    products: dict[str, tuple[tuple[str, ...], int]] = field(default_factory=dict)
 
     @property
     def free_axes(self) -> list[str]:
-        """The named axes that are not sums of others."""
-        return [axis for axis in self.axes if axis not in self.sums]
+        """The named axes that are not sums or products of others."""
+        return [axis for axis in self.axes if axis not in self.sums and axis not in self.products]
 
     def complete(self, sizes: dict[str, int]) -> dict[str, int]:
         """Sizes of the free axes → sizes of all."""
-        return sizes | {axis: sum(sizes[part] for part in parts) for axis, parts in self.sums.items()}
+        products = {
+            axis: math.prod(sizes[part] for part in parts) + plus for axis, (parts, plus) in self.products.items()
+        }
+        return sizes | products | {axis: sum(sizes[part] for part in parts) for axis, parts in self.sums.items()}
 
     @classmethod
     def read(cls, data: dict[str, Any]) -> "Signature":
@@ -82,6 +88,11 @@ class Signature:
                 if axis.get("sum_of")
             },
             bool(data.get("chunked", False)),
+            {
+                name: ((*axis["product_of"],), axis["plus"])
+                for name, axis in data["axes"].items()
+                if axis.get("product_of")
+            },
         )
 
 

@@ -238,22 +238,22 @@ def _config(path: Path, settings: dict[str, Any], kind: Kind, task: str, tensors
         values["tied_decoder"] = settings.get("tie_word_embeddings", True) and not _own_decoder(kind, tensors)
     try:
         if task == "classify":
-            values |= {"head_activation": kind.classifier_activation, **_labels(settings)}
+            values |= {"head_activation": kind.classifier_activation, **labels(settings)}
         return Config(**values)
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: {error}") from None
 
 
-def _labels(settings: dict[str, Any]) -> dict[str, Any]:
+def labels(settings: dict[str, Any]) -> dict[str, Any]:
     """Class names and whether one, several or a number is asked for; `transformers` defaults to two classes."""
     names = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(settings.get("num_labels", 2))}
     problem = settings.get("problem_type") or ("regression" if len(names) == 1 else "single_label")
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
         raise ValueError(f"id2label {names!r} is not an object of class numbers and names")
-    labels = tuple(names[key] for key in sorted(names, key=int))
-    if len(set(labels)) != len(labels):
-        raise ValueError(f"id2label gives one name to several classes: {', '.join(map(str, labels))}")
-    return {"labels": labels, "problem": PROBLEMS.get(problem, problem)}
+    found = tuple(names[key] for key in sorted(names, key=int))
+    if len(set(found)) != len(found):
+        raise ValueError(f"id2label gives one name to several classes: {', '.join(map(str, found))}")
+    return {"labels": found, "problem": PROBLEMS.get(problem, problem)}
 
 
 def _own_decoder(kind: Kind, tensors: dict[str, torch.Tensor]) -> bool:

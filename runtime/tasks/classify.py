@@ -28,13 +28,18 @@ def run(
     task = session.package.task
     results: list[dict[str, Any]] = [{} for _ in texts]
     for index, _, logits in run_batches(session, encoder, texts, "logits", progress=progress):
-        scores = to_scores(logits.astype(np.float64), task["problem"])
-        results[index] = {
-            "input": texts[index],
-            "label": task["labels"][int(scores.argmax())],
-            "scores": dict(zip(task["labels"], scores.tolist(), strict=True)),
-        }
+        results[index] = result(texts[index], logits.astype(np.float64), task["labels"], task["problem"])
     return results
+
+
+def result(text: str, logits: np.ndarray, labels: Sequence[str], problem: str) -> dict[str, Any]:
+    """What `run` says of one input."""
+    scores = to_scores(logits, problem)
+    return {
+        "input": text,
+        "label": labels[int(scores.argmax())],
+        "scores": dict(zip(labels, scores.tolist(), strict=True)),
+    }
 
 
 def to_scores(logits: np.ndarray, problem: str) -> np.ndarray:
@@ -47,13 +52,13 @@ def to_scores(logits: np.ndarray, problem: str) -> np.ndarray:
     return exponents / exponents.sum()
 
 
-def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
-    """A table of each text's best labels."""
+def show(results: Sequence[dict[str, Any]], console: "Console", what: str = "text") -> None:
+    """A table of each input's best labels; `what` it is stands above."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
-    table.add_column("text", overflow="fold")
+    table.add_column(what, overflow="fold")
     table.add_column("label")
     table.add_column("score", justify="right")
     for result in results:

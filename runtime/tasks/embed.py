@@ -47,8 +47,8 @@ def similarities(vectors: np.ndarray) -> np.ndarray:
     return unit @ unit.T
 
 
-def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
-    """A table of the cosine similarity of every pair."""
+def show(results: Sequence[dict[str, Any]], console: "Console", what: str = "text") -> None:
+    """A table of the cosine similarity of every pair; `what` they are stands above."""
     from rich.table import Table
     from rich.text import Text
 
@@ -59,7 +59,7 @@ def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
         return
     table = Table(title="cosine similarity", title_justify="left")
     table.add_column("")
-    table.add_column("text", overflow="fold")
+    table.add_column(what, overflow="fold")
     for number in range(1, len(results) + 1):
         table.add_column(str(number), justify="right", no_wrap=True)
     for number, (result, row) in enumerate(zip(results, matrix, strict=True), 1):

@@ -13,6 +13,7 @@ FORMULAS = {
     "relu": lambda x: max(x, 0.0),
     "silu": lambda x: x / (1 + math.exp(-x)),
     "tanh": math.tanh,
+    "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
 }
 
 

@@ -75,9 +75,9 @@ def computes(model, signature: Signature) -> None:
     assert by_position == names[: len(by_position)]
     by_name = [name for name in names if name in parameters]
     assert len(by_name) == len(names) or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    sizes: dict[str, int] = dict(zip(signature.axis_names(), (2, 7, 5, 3, 11, 13), strict=False))
+    sizes: dict[str, int] = dict(zip(signature.axis_names(), (2, 7, 5, 3, 11, 13, 17), strict=False))
     for axis, bounds in signature.axes.items():
-        if bounds.sum_of:
+        if bounds.parts:
             sizes[axis] = bounds.total(sizes)
     with torch.no_grad():
         outputs = model(**{spec.name: sample(spec, sizes) for spec in signature.inputs})

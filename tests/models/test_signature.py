@@ -19,7 +19,7 @@ def test_every_dtype_that_is_listed_is_taken(dtype):
 
 
 def test_another_dtype_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"x: dtype 'int8' is not one of bool, int32, int64, .*float64"):
+    with pytest.raises(ValueError, match=r"x: dtype 'int8' is not one of bool, uint8, int32, int64, .*float64"):
         TensorSpec("x", "int8", ("n",), high=2)
 
 
@@ -138,6 +138,27 @@ def test_an_axis_may_be_a_multiple_of_another_that_no_input_has():
     for times, parts in ((0, ("num_frames",)), (2, ()), (2, ("a", "b")), (1.5, ("a",))):
         with pytest.raises(ValueError, match="it is a whole number from 1, and goes with one axis in sum_of"):
             Axis(sum_of=parts, times=times)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_axis_of_outputs_may_be_a_product_of_others():
+    image = TensorSpec("image", "float32", ("batch_size", "rows", "columns"))
+    hidden = TensorSpec("hidden", "float32", ("batch_size", "tokens", 5))
+    axes = {"rows": Axis(1, 9), "tokens": Axis(product_of=("rows", "columns"), plus=1)}
+    signature = Signature((image,), (hidden,), axes=axes)
+    assert signature.axes["tokens"].total({"rows": 3, "columns": 7}) == 22
+    assert signature.axis_names() == ["batch_size", "rows", "columns", "tokens"]
+    data = json.loads(json.dumps(signature.to_dict()["axes"]))
+    assert data["tokens"]["product_of"] == ["rows", "columns"]
+    assert data["tokens"]["plus"] == 1
+    assert "product_of" not in data["rows"]
+    with pytest.raises(ValueError, match="tokens is a product of 'depth', which is not a plain axis"):
+        Signature((image,), (hidden,), axes={"tokens": Axis(product_of=("rows", "depth"))})
+    tokens = TensorSpec("tokens", "float32", ("batch_size", "tokens"))
+    with pytest.raises(ValueError, match="tokens is a product, which is for outputs; an input has it"):
+        Signature((image, tokens), (hidden,), axes=axes)
+    for wrong in ({"product_of": ("a",), "sum_of": ("b",)}, {"plus": 1}, {"product_of": ("a",), "plus": 1.5}):
+        with pytest.raises(ValueError, match="goes without sum_of"):
+            Axis(**wrong)  # pyright: ignore[reportArgumentType]
 
 
 def test_lengths_say_along_which_axis():

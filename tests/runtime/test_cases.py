@@ -350,6 +350,20 @@ def test_a_sum_may_be_of_outputs_alone() -> None:
     assert set(cases[0].inputs(plain)) == {"input_ids", "past"}
 
 
+def test_products_are_read_from_a_manifest() -> None:
+    data = {
+        "inputs": [{"name": "x", "dtype": "float32", "axes": [BATCH, "rows", "columns"]}],
+        "outputs": [{"name": "y", "dtype": "float32", "axes": [BATCH, "tokens"]}],
+        "axes": {name: {"min": 1, "max": 7, "sum_of": []} for name in (BATCH, "rows", "columns")}
+        | {"tokens": {"min": 1, "max": None, "sum_of": [], "times": 1, "product_of": ["rows", "columns"], "plus": 2}},
+        "padding": [],
+    }
+    read = Signature.read(data)
+    assert read.products == {"tokens": (("rows", "columns"), 2)}
+    assert read.free_axes == [BATCH, "rows", "columns"]
+    assert all(case.sizes["tokens"] == case.sizes["rows"] * case.sizes["columns"] + 2 for case in grid(read))
+
+
 def test_sums_are_read_from_a_manifest() -> None:
     data = {
         "inputs": [{"name": "x", "dtype": "float32", "axes": [BATCH, LENGTH]}],
