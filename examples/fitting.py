@@ -5,13 +5,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from examples.common import load_state, progress_bar, save_state
+
+AModel = TypeVar("AModel", bound=nn.Module)
 
 
 @dataclass
@@ -22,15 +24,23 @@ class Curves:
     score: list[float] = field(default_factory=list)
 
 
-class Fit:
+class Fit(Generic[AModel]):
     """A model on its way: its weights, those of its best epoch, the optimizer, the curves and the random numbers.
 
-    made_with: describes settings and data; a checkpoint goes on with the same alone.
+    made_with: describes settings and data; a checkpoint goes on with the same alone. schedule: of the learning rate,
+    a step a batch.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, made_with: str) -> None:
+    def __init__(
+        self,
+        model: AModel,
+        optimizer: torch.optim.Optimizer,
+        made_with: str,
+        schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.schedule = schedule
         self.made_with = made_with
         self.curves = Curves()
         self.best: dict[str, Tensor] = copy.deepcopy(model.state_dict())
@@ -72,6 +82,8 @@ class Fit:
                     found.backward()
                     nn.utils.clip_grad_norm_(self.model.parameters(), clip)
                     self.optimizer.step()
+                    if self.schedule is not None:
+                        self.schedule.step()
                     total += found.item()
                     bar.advance(line)
                 self.model.eval()
@@ -97,6 +109,7 @@ class Fit:
             "model": self.model.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
+            "schedule": {} if self.schedule is None else self.schedule.state_dict(),
             "random": torch.get_rng_state(),
             "curves": {"loss": self.curves.loss, "score": self.curves.score},
             "made_with": self.made_with,
@@ -108,6 +121,8 @@ class Fit:
         state = load_state(path, self.made_with)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"])
         self.best = state["best"]
         self.curves = Curves(**state["curves"])

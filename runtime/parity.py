@@ -126,8 +126,8 @@ def comparable(signature: Signature, outputs: Mapping[str, np.ndarray]) -> dict[
     """
     found = dict(outputs)
     for spec in signature.outputs:
-        if spec.kind == "choices" and spec.along in outputs and spec.name in outputs:
-            found[spec.name] = _chosen(outputs[spec.name], outputs[spec.along])
+        if spec.kind == "choices":
+            found[spec.name] = _chosen(outputs[spec.name], outputs[str(spec.along)])
     return found
 
 

@@ -91,11 +91,14 @@ def read_catalogue(package: Package) -> Catalogue:
 
 def _history(text: str, catalogue: Catalogue, limit: int | None, *, truncate: bool) -> list[int]:
     """The model's numbers of the items that a text names."""
-    parts = [text] if text.strip().lower() in catalogue.places else text.split(SEPARATOR)
-    if len(parts) == 1 and text.strip().lower() not in catalogue.places:
-        words = text.split()
-        if not catalogue.titles or (words[:1] and words[0] in catalogue.places):
-            parts = words
+    if text.strip().lower() in catalogue.places:
+        parts = [text]
+    elif SEPARATOR in text:
+        parts = text.split(SEPARATOR)
+    elif not catalogue.titles or (text.split()[:1] and text.split()[0] in catalogue.places):
+        parts = text.split()
+    else:
+        parts = [text]
     history = [_item(part.strip(), catalogue) for part in parts if part.strip()]
     if not history:
         raise InputError("a history is empty; give at least one item")
@@ -113,10 +116,9 @@ def _item(name: str, catalogue: Catalogue) -> int:
         ids = ", ".join(str(catalogue.ids[number]) for number in found)
         raise InputError(f"several items have the title {name!r}; name one by its id: {ids}")
     if not found:
-        ways = f"items are ids such as {catalogue.ids[0]}"
-        ways += f", with spaces between them, or titles such as {catalogue.titles[0]!r}, with semicolons" * bool(
-            catalogue.titles
-        )
+        ways = f"items are ids such as {catalogue.ids[0]}, with spaces between them"
+        if catalogue.titles:
+            ways += f", or titles such as {catalogue.titles[0]!r}, with semicolons"
         raise InputError(f"there is no item {name[:60]!r}; {ways}")
     return found[0]
 
