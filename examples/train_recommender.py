@@ -173,7 +173,11 @@ def report(package: Path, model: Model, ratings: data.Ratings, console: Console)
         f"Hit@{data.AT}": (f"{hit:.4f}", f"{onnx_hit:.4f}"),
         f"NDCG@{data.AT}": (f"{ndcg:.4f}", f"{onnx_ndcg:.4f}"),
     }
-    console.print(side_by_side(metrics, *rankings, f"the last film of every user, the {data.AT} best of the catalogue"))
+    console.print(
+        side_by_side(
+            metrics, rankings[0], rankings[1], f"the last film of every user, the {data.AT} best of the catalogue"
+        )
+    )
     table = Table(title="beside", title_justify="left")
     for column in ("", f"Hit@{data.AT}", f"NDCG@{data.AT}"):
         table.add_column(column, justify="left" if not column else "right")

@@ -1,5 +1,7 @@
 """Every family, at the opsets of old and new runtimes, against its own module in float64."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -25,10 +27,13 @@ def packages():
 
 @pytest.fixture(scope="session", params=packages())
 def package(request, tmp_path_factory):
-    name, opset = request.param
+    return exported(*request.param, tmp_path_factory.mktemp("family") / "package")
+
+
+def exported(name: str, opset: int, path: Path):
+    """The package, module and signature of each graph of a family's TINY configuration."""
     family = registry.load(name)
     model, signature = family.Model(family.TINY).eval(), family.signature(family.TINY)
-    path = tmp_path_factory.mktemp("family") / "package"
     found = export(model, signature, path, task=family.task(family.TINY), opset=opset)
     parts = registry.graphs(model, signature)
     assert found.graphs.keys() == parts.keys()
