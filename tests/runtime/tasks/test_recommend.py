@@ -15,6 +15,7 @@ from isoformer.models.checkpoints import TextFile
 from isoformer.models.families import recommender
 from isoformer.runtime import InputError, PackageError, Session, load, tasks
 from isoformer.runtime.tasks import recommend
+from isoformer.runtime.verify import verify
 
 CONFIG = dataclasses.replace(recommender.TINY, num_items=17, hidden_size=9, num_layers=1, max_positions=7, top_k=5)
 ITEMS = [{"id": str(100 + n), "title": f"The {n}; or Not (19{n:02})"} for n in range(17)]
@@ -138,3 +139,17 @@ def test_the_command_line(made, isoformer):
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.count("\n") == 1
     assert "there is no item '999'" in wrong.stderr
+
+
+@pytest.mark.parametrize("wrong", [lambda items: items[:, ::-1], lambda items: items * 0, lambda items: items + 1])
+def test_verification_sees_wrong_items(plain: Session, wrong):
+    """Beside right scores and logits."""
+
+    def run(inputs):
+        outputs = plain.run(inputs)
+        return outputs | {"items": wrong(outputs["items"])}
+
+    assert verify(plain.package, plain.run, "onnxruntime cpu", seed=1).passed
+    failures = verify(plain.package, run, "another", seed=1).failures
+    assert {failure.output for failure in failures} == {"items"}
+    assert {"golden", "grid"} <= {failure.check for failure in failures}
