@@ -114,7 +114,7 @@ def popularity(training: Sequence[list[int]], asked: Asked, num_items: int) -> n
 def item_neighbours(training: Sequence[list[int]], asked: Asked, num_items: int) -> np.ndarray:
     """(users, num_items): item-based collaborative filtering, the cosines of an item's users with those of each item
     of the history, added up (Sarwar et al. 2001, https://doi.org/10.1145/371920.372071)."""
-    columns = normalize(seen(training, num_items), axis=0)
+    columns = csr_array(normalize(seen(training, num_items), axis=0))
     return (seen(asked.histories, num_items) @ (columns.T @ columns)).toarray()
 
 

@@ -46,7 +46,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     finally:
         families.__path__.remove(str(place))
         sys.modules.pop(f"{families.__name__}.{NAME}", None)
-        vars(families).pop(NAME, None)
+        if hasattr(families, NAME):
+            delattr(families, NAME)
 
 
 def test_the_registry_finds_it_and_it_keeps_the_promises(folder: Path):

@@ -27,7 +27,8 @@ def packages():
 
 @pytest.fixture(scope="session", params=packages())
 def package(request, tmp_path_factory):
-    return exported(*request.param, tmp_path_factory.mktemp("family") / "package")
+    name, opset = request.param
+    return exported(name, opset, tmp_path_factory.mktemp("family") / "package")
 
 
 def exported(name: str, opset: int, path: Path):
