@@ -16,7 +16,7 @@ from isoformer.runtime import cases
 from isoformer.runtime.cases import Arrays, Case
 from isoformer.runtime.errors import IsoformerError
 from isoformer.runtime.package import Signature as RuntimeSignature
-from isoformer.runtime.parity import FACTOR, Comparison, bound, compare, largest_error, sample_indices
+from isoformer.runtime.parity import FACTOR, Comparison, bound, comparable, compare, largest_error, sample_indices
 from isoformer.runtime.verify import is_small
 
 GOLDEN_BYTES = 4 * 2**20
@@ -74,7 +74,8 @@ def gather(
     for number, case in enumerate(grid):
         progress("parity", number, len(grid))
         inputs = case.inputs(plain)
-        expected, torch_outputs = reference(inputs), rounded(inputs)
+        answer = reference(inputs)
+        expected, torch_outputs = comparable(plain, answer), comparable(plain, rounded(inputs))
         evidence.grid[case.name] = {
             name: {
                 "shape": list(value.shape),
@@ -87,7 +88,7 @@ def gather(
             if runtime.startswith("onnx reference") and not is_small(plain, inputs, parameters):
                 continue
             try:
-                outputs = run(inputs)
+                outputs = comparable(plain, run(inputs))
             except IsoformerError as error:
                 if not runtime.startswith("onnx reference"):
                     raise
@@ -99,7 +100,7 @@ def gather(
         size = sum(array.size * 4 for array in expected.values())
         if case.name in golden and size <= room:
             room -= size
-            evidence.golden[case.name] = (inputs, {name: _as_float32(value) for name, value in expected.items()})
+            evidence.golden[case.name] = (inputs, {name: _as_float32(value) for name, value in answer.items()})
     progress("parity", len(grid), len(grid))
     _pool_bounds(evidence, grid)
     evidence.comparisons = [replace(c, bound=evidence.grid[c.case][c.output]["bound"]) for c in evidence.comparisons]

@@ -22,7 +22,9 @@ class TensorSpec:
     "lengths" (batch_size,) counts the first keys that take part, of the axis named `along`; "prefix"
     (batch_size,) counts first keys of it that are seen by every query, and leaves none out; "segments"
     (batch_size, length) numbers the sequences packed into a row from 1, 0 is padding; "indices" are
-    places on the axis `along`; else "value".
+    places on the axis `along`; else "value". Of an output, "choices" (…, k) are k different places on the last axis of
+    the output named `along`, the best first: verification compares the values found there, since which of two equal
+    ones comes first is rounding's to say.
     Integers lie in `low <= x < high` when `high` is given; those of uint8 are all of theirs otherwise. `pad` is the
     value that callers put where the mask is 0, for models that read something from it. An input with a `default`
     may be left out at run time and is then filled with that number.
@@ -31,7 +33,7 @@ class TensorSpec:
     name: str
     dtype: str
     axes: tuple[str | int, ...]
-    kind: Literal["value", "mask", "lengths", "segments", "prefix", "indices"] = "value"
+    kind: Literal["value", "mask", "lengths", "segments", "prefix", "indices", "choices"] = "value"
     low: int = 0
     high: int | None = None
     pad: int | None = None
@@ -39,9 +41,10 @@ class TensorSpec:
     along: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.kind in ("lengths", "prefix", "indices")) != (self.along is not None):
+        if (self.kind in ("lengths", "prefix", "indices", "choices")) != (self.along is not None):
             raise ValueError(
-                f"{self.name}: kind {self.kind!r} and along {self.along!r}; only lengths and indices are along an axis"
+                f"{self.name}: kind {self.kind!r} and along {self.along!r}; only lengths, indices and choices are along"
+                " something"
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
@@ -116,6 +119,8 @@ class Signature:
         for spec in self.inputs:
             if spec.dtype.startswith("int") and spec.kind == "value" and spec.high is None:
                 raise ValueError(f"{spec.name}: an integer input needs `high`, one more than its largest value")
+            if spec.kind == "choices":
+                raise ValueError(f"{spec.name}: an input cannot be choices")
             if spec.along is not None and spec.along not in self.axis_names():
                 raise ValueError(f"{spec.name}: along {spec.along!r} is not an axis of the inputs")
         known = self.axis_names()
@@ -130,6 +135,13 @@ class Signature:
             for axis in spec.axes:
                 if isinstance(axis, str) and axis not in known:
                     raise ValueError(f"output {spec.name} has the axis {axis}, which no input has ({known})")
+            if spec.kind == "choices":
+                self._check_choices(spec)
+
+    def _check_choices(self, spec: TensorSpec) -> None:
+        of = next((other for other in self.outputs if other.name == spec.along), None)
+        if of is None or of.axes[:-1] != spec.axes[:-1] or not of.dtype.startswith("float"):
+            raise ValueError(f"{spec.name}: choices along {spec.along!r}, which is no output of floats of like axes")
 
     def axis_names(self) -> list[str]:
         """The named axes of the inputs in their order; then sums and products, and parts of sums, that no input has."""
@@ -142,7 +154,7 @@ class Signature:
         """The signature as JSON data, as the manifest of a package holds it."""
         return {
             "inputs": [asdict(spec) | {"axes": list(spec.axes)} for spec in self.inputs],
-            "outputs": [{"name": s.name, "dtype": s.dtype, "axes": list(s.axes)} for s in self.outputs],
+            "outputs": [_output(spec) for spec in self.outputs],
             "axes": {
                 name: _axis_data(axis)
                 for name, axis in ((name, self.axes.get(name, Axis())) for name in self.axis_names())
@@ -157,3 +169,8 @@ def _axis_data(axis: Axis) -> dict[str, Any]:
     """An axis as JSON data; what makes a product stands there only where it is one."""
     data = asdict(axis) | {"sum_of": list(axis.sum_of), "product_of": list(axis.product_of)}
     return data if axis.product_of else {name: data[name] for name in ("min", "max", "sum_of", "times")}
+
+
+def _output(spec: TensorSpec) -> dict[str, Any]:
+    plain = {"name": spec.name, "dtype": spec.dtype, "axes": list(spec.axes)}
+    return plain if spec.along is None else plain | {"kind": spec.kind, "along": spec.along}

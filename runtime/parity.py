@@ -9,14 +9,18 @@ over all values of one output of one case; the right side is the largest that th
 of the same length give, since over a handful of values a single error is chance. The second
 term is one unit in the last place of the largest value: below it no float32 result can be asked to
 be. A NaN or an infinity never passes, and a report without a comparison has not passed.
+
+Outputs that are choices (the best items of a catalogue) are compared by what they choose, see `comparable`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+
+from isoformer.runtime.package import Signature
 
 FACTOR = 4.0
 ULP = 2.0**-23
@@ -111,6 +115,30 @@ def largest_error(candidate: np.ndarray, reference: np.ndarray) -> float:
 def bound(torch_error: float, reference: np.ndarray) -> float:
     """What a float32 candidate may be off by, from PyTorch float32's own error on the same inputs."""
     return FACTOR * max(torch_error, ULP * float(np.abs(reference).max(initial=0.0)))
+
+
+def comparable(signature: Signature, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs with the values that choices lead to, in the same run, in place of the choices.
+
+    Sorted values move no further than the values do, so those of a right run are as close to the reference's as
+    any other output; since the values chosen from are compared too, a choice that passes is as good as the
+    reference's up to their bounds. A choice that is out of range, or made twice in a row, is NaN, which never passes.
+    """
+    found = dict(outputs)
+    for spec in signature.outputs:
+        if spec.kind == "choices":
+            found[spec.name] = _chosen(outputs[spec.name], outputs[str(spec.along)])
+    return found
+
+
+def _chosen(places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(…, k) places on the last axis of values (…, n) → (…, k) values."""
+    if places.shape[:-1] != values.shape[:-1] or places.dtype.kind != "i":
+        return np.full(places.shape, np.nan)
+    inside = (places >= 0) & (places < values.shape[-1])
+    again = np.diff(np.sort(places, -1), axis=-1, prepend=-1) == 0
+    chosen = np.take_along_axis(values, np.where(inside, places, 0), -1)
+    return np.where(inside & ~again.any(-1, keepdims=True), chosen, np.nan).astype(values.dtype)
 
 
 def compare(

@@ -179,3 +179,18 @@ def test_signatures_need_nothing_but_the_standard_library():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "isoformer" in loaded
     assert not {"torch", "numpy", "onnx", "onnxruntime"} & set(loaded)
+
+
+def test_choices_say_what_they_are_of():
+    best = TensorSpec("best", "int64", ("batch_size", 2), kind="choices", along="logits")
+    logits = TensorSpec("logits", "float32", ("batch_size", 9))
+    kept = Signature((IDS,), (best, logits)).to_dict()["outputs"]
+    plain = [{"name": spec.name, "dtype": spec.dtype, "axes": list(spec.axes)} for spec in (best, logits)]
+    assert kept == [plain[0] | {"kind": "choices", "along": "logits"}, plain[1]]
+    for others in ((), (TensorSpec("logits", "int64", ("batch_size", 9)),), (TensorSpec("logits", "float32", (9,)),)):
+        with pytest.raises(ValueError, match="best: choices along 'logits', which is no output of floats"):
+            Signature((IDS,), (best, *others))
+    with pytest.raises(ValueError, match="kind 'choices' and along None"):
+        TensorSpec("best", "int64", ("batch_size", 2), kind="choices")
+    with pytest.raises(ValueError, match="an input cannot be choices"):
+        Signature((IDS, best), (logits,))

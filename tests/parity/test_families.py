@@ -1,5 +1,7 @@
 """Every family, at the opsets of old and new runtimes, against its own module in float64."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from isoformer.export.evidence import torch_runner
 from isoformer.models import registry
 from isoformer.runtime import ProviderError, Session
 from isoformer.runtime.cases import MASKS, sample
-from isoformer.runtime.parity import bound, largest_error
+from isoformer.runtime.parity import bound, comparable, largest_error
 from isoformer.runtime.verify import verify
 
 # What differs between opsets is attention, and these have all kinds of it; 24 brings nothing that 23 and 25 have not.
@@ -26,9 +28,13 @@ def packages():
 @pytest.fixture(scope="session", params=packages())
 def package(request, tmp_path_factory):
     name, opset = request.param
+    return exported(name, opset, tmp_path_factory.mktemp("family") / "package")
+
+
+def exported(name: str, opset: int, path: Path):
+    """The package, module and signature of each graph of a family's TINY configuration."""
     family = registry.load(name)
     model, signature = family.Model(family.TINY).eval(), family.signature(family.TINY)
-    path = tmp_path_factory.mktemp("family") / "package"
     found = export(model, signature, path, task=family.task(family.TINY), opset=opset)
     parts = registry.graphs(model, signature)
     assert found.graphs.keys() == parts.keys()
@@ -75,7 +81,8 @@ def other_sizes(found, model, signature):
             sizes["batch_size"] = batch
         sizes = found.signature.complete(sizes)
         inputs = sample(found.signature, sizes, "ragged", np.random.default_rng(length))
-        expected, torch_outputs, outputs = reference(inputs), float32(inputs), session.run(inputs)
+        answers = (run(inputs) for run in (reference, float32, session.run))
+        expected, torch_outputs, outputs = (comparable(found.signature, answer) for answer in answers)
         for name, value in expected.items():
             allowed = bound(largest_error(torch_outputs[name], value), value)
             assert largest_error(outputs[name], value) <= 2 * allowed, (name, batch, length)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isoformer.runtime.package import Signature, TensorSpec
 from isoformer.runtime.parity import (
     FACTOR,
     SAMPLES,
@@ -15,6 +16,7 @@ from isoformer.runtime.parity import (
     Report,
     bound,
     by_mask_and_length,
+    comparable,
     compare,
     largest_error,
     sample_indices,
@@ -225,3 +227,57 @@ def test_sampled_places_have_no_period_of_an_axis(period: int) -> None:
     mean = SAMPLES / period
     assert counts.max() <= 2 * mean + 3
     assert (counts > 0).mean() > 0.5
+
+
+# ------------------------------------------------------------------------------------------------ choices
+
+RANKED = Signature(
+    (TensorSpec("x", "float32", ("batch_size",)),),
+    (
+        TensorSpec("best", "int64", ("batch_size", 2), kind="choices", along="logits"),
+        TensorSpec("logits", "float32", ("batch_size", 4)),
+    ),
+    {"batch_size": (1, None)},
+    ("right", "left"),
+)
+LOGITS = np.array([[1.0, 3.0, 3.0 - 1e-7, 0.0]])
+
+
+def chosen(*places: int) -> np.ndarray:
+    return comparable(RANKED, {"best": np.array([places]), "logits": LOGITS})["best"]
+
+
+def test_choices_become_the_values_that_they_lead_to() -> None:
+    outputs = {"best": np.array([[1, 2]]), "logits": LOGITS}
+    found = comparable(RANKED, outputs)
+    assert found["best"].tolist() == [[3.0, 3.0 - 1e-7]]
+    assert found["logits"] is LOGITS
+    assert outputs["best"].dtype.kind == "i"  # as it was
+
+
+def test_near_equal_ones_may_change_places_and_others_may_not() -> None:
+    reference = chosen(1, 2)
+    assert compare(*WHERE, chosen(2, 1), reference, 1e-6).passed
+    assert not compare(*WHERE, chosen(1, 0), reference, 1e-6).passed
+
+
+@pytest.mark.parametrize("places", [(1, 1), (1, 4), (1, -1), (-3, 1)])
+def test_choices_twice_or_out_of_range_never_pass(places: tuple[int, int]) -> None:
+    assert np.isnan(chosen(*places)).any()
+    assert not compare(*WHERE, chosen(*places), chosen(1, 2), 1e9).passed
+
+
+def test_choices_of_another_shape_or_kind_never_pass() -> None:
+    for best in (np.array([[1, 2], [1, 2]]), np.array([[1.0, 2.0]])):
+        found = comparable(RANKED, {"best": best, "logits": LOGITS})["best"]
+        assert not compare(*WHERE, found, chosen(1, 2), 1e9).passed
+
+
+@given(st.integers(1, 2**32 - 1), st.floats(0, 1))
+def test_sorted_values_move_no_further_than_the_values(seed: int, error: float) -> None:
+    """The reason why `comparable` is fair: whatever order near-equal values come in, a right run passes."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-3, 4, (5, 9)) + rng.random((5, 9)) * 1e-3  # many near-equal ones
+    other = values + error * rng.uniform(-1, 1, values.shape)
+    best, best_other = (np.take_along_axis(v, np.argsort(-v)[:, :4], 1) for v in (values, other))
+    assert np.abs(best - best_other).max() <= error + 1e-12
