@@ -23,9 +23,9 @@ from rich.console import Console
 from sklearn.svm import SVC
 from torch import Tensor
 
-from examples import digits, loop
+from examples import digit_levels, loop
 from examples.common import export_package, one_thread, side_by_side
-from examples.digits import LABELS, LEVELS, SIDE, Digits, Part
+from examples.digit_levels import LABELS, LEVELS, SIDE, Digits, Part
 from isoformer.export.package import refuse_taken
 from isoformer.models.families import image_generator
 from isoformer.models.families.image_generator import Config, Model
@@ -222,7 +222,7 @@ def main(
     folder = package.with_name(f"{package.name}-training")
     with loop.one_line_errors(err, folder / "checkpoint.pt"):
         refuse_taken(package, force=True)
-        data = digits.read()
+        data = digit_levels.read()
         model = new_model(CONFIG, RECIPE.seed)
         training = new_training(model, RECIPE, data)
         out.print(f"{len(data.training)} digits for training; {_weights(model)} weights", highlight=False)

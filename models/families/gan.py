@@ -212,8 +212,8 @@ class GridPositions(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.rows = nn.Parameter(torch.empty(config.grid_rows, config.hidden_size).normal_(std=0.02))
-        self.columns = nn.Parameter(torch.empty(config.grid_columns, config.hidden_size).normal_(std=0.02))
+        self.rows = nn.Parameter(torch.empty(config.grid_rows, config.hidden_size).normal_(std=0.5))
+        self.columns = nn.Parameter(torch.empty(config.grid_columns, config.hidden_size).normal_(std=0.5))
 
     def forward(self, row_positions: Tensor, column_positions: Tensor) -> Tensor:
         """(B, R) and (B, C) → (B, R, C, E)."""

@@ -29,8 +29,9 @@ class Config:
 
     Frames have image_size × image_size pixels, cut into patches of patch_size × patch_size; a clip has any number of
     frames up to max_frames. num_layers: of the spatial encoder, num_temporal_layers: of the temporal one. labels:
-    the classes. For whoever prepares clips: frames_per_clip frames, stride frames of the video apart, have values
-    (x / 255 - image_mean) / image_std.
+    the classes. For whoever prepares clips: frames are scaled to a shorter side of short_side, image_size unless given,
+    and cut to their middle square; frames_per_clip of them, stride frames of the video apart or spread evenly over it,
+    have values (x / 255 - image_mean) / image_std.
     """
 
     labels: tuple[str, ...]
@@ -45,6 +46,7 @@ class Config:
     channels: int = 3
     frames_per_clip: int = 8
     stride: int | None = None
+    short_side: int | None = None
     image_mean: float = 0.5
     image_std: float = 0.5
     activation: str = "gelu"
@@ -53,10 +55,12 @@ class Config:
 
     def __post_init__(self) -> None:
         sizes = ("image_size", "patch_size", "hidden_size", "num_heads", "num_layers", "num_temporal_layers")
-        sizes = (*sizes, "intermediate_size", "max_frames", "channels", "frames_per_clip", "stride")
+        sizes = (*sizes, "intermediate_size", "max_frames", "channels", "frames_per_clip", "stride", "short_side")
         check(self, dict.fromkeys(sizes, 1))
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.short_side is not None and self.short_side < self.image_size:
+            raise ValueError(f"short_side {self.short_side} is below image_size {self.image_size}")
         if self.frames_per_clip > self.max_frames:
             raise ValueError(f"frames_per_clip {self.frames_per_clip} is over max_frames {self.max_frames}")
         if not self.labels or len(set(self.labels)) != len(self.labels):
@@ -102,6 +106,7 @@ def task(config: Config) -> dict[str, Any]:
         "name": "classify-video",
         "labels": list(config.labels),
         "image_size": config.image_size,
+        "short_side": config.short_side or config.image_size,
         "channels": config.channels,
         "frames": config.frames_per_clip,
         "stride": config.stride,
