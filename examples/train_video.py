@@ -16,6 +16,7 @@ last whole round, and `--resume` goes on from there to the very same result.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -116,7 +117,7 @@ def read(folder: Path, config: Config = CONFIG) -> Footage:
     return Footage(
         *(
             [frames[round(begin * len(frames)) : round(end * len(frames))] for frames in whole]
-            for begin, end in zip(PARTS, PARTS[1:], strict=False)
+            for begin, end in pairwise(PARTS)
         )
     )
 

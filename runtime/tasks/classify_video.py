@@ -26,9 +26,9 @@ def run(
 ) -> list[dict[str, Any]]:
     """[{"input": file, "label": the best, "scores": {label: probability}, "frames": how many were looked at}, …]
 
-    Each text is the name of a video file, scaled as the model was trained, of which the middle square is looked at,
-    at as many moments as the model was made for, evenly over the clip or, where the model has a stride, so many frames apart around its middle. Of a
-    clip with fewer frames all are. Raises InputError as `clips.read` does.
+    Each text is the name of a video file, scaled as the model was trained. Looked at is its middle square, at as many
+    moments as the model was made for: evenly over the clip or, where the model has a stride, so many frames apart
+    around its middle. Of a clip with fewer frames all are. Raises InputError as `clips.read` does.
     """
     if truncate:
         raise InputError("a clip is looked at at moments of all of it: leave --truncate (truncate=True) out")
