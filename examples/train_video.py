@@ -68,7 +68,7 @@ class Recipe:
     A piece has `least` to `most` frames, up to `stride` frames of the clip apart; a round is `steps` batches.
     """
 
-    rounds: int = 25
+    rounds: int = 45
     steps: int = 10
     batch: int = 24
     rate: float = 1e-3

@@ -125,10 +125,10 @@ def _class(text: str, labels: Sequence[str]) -> int | None:
         return list(labels).index(name)
     if name == ANY:
         return None
-    if name.isdecimal() and int(name) < len(labels):
-        return int(name)
+    if (number := _whole_number(name)) is not None and number < len(labels):
+        return number
     known = ", ".join(labels[:20]) + ", …" * (len(labels) > 20)
-    raise InputError(f"{text!r} is no class of this model; it draws {known}, or {ANY}")
+    raise InputError(f"{text[:40]!r} is no class of this model; it draws {known}, or {ANY}")
 
 
 def _of_noise(
@@ -157,10 +157,15 @@ def inputs(task: dict[str, Any], noise: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _seed(text: str) -> int:
-    name = text.strip()
-    if not (name.isascii() and name.isdecimal() and len(name) < 20 and int(name) < LARGEST_SEED):
+    number = _whole_number(text.strip())
+    if number is None or number >= LARGEST_SEED:
         raise InputError(f"{text[:40]!r} is no seed; give a whole number from 0 up, such as 7")
-    return int(name)
+    return number
+
+
+def _whole_number(text: str) -> int | None:
+    """The number that up to 19 digits say, None for anything else."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
 
 
 def show(results: Sequence[dict[str, Any]], console: "Console") -> None:
