@@ -237,7 +237,7 @@ def draw(pieces: Pieces, said: np.ndarray, labels: Sequence[str], path: Path, ro
     grid = figure.subplots(rows, longest, squeeze=False)
     for row, axes in enumerate(grid):
         wrong = said[row] != pieces.labels[row]
-        words = labels[pieces.labels[row]] + (f"\ntaken for {labels[said[row]]}" if wrong else "")
+        words = labels[int(pieces.labels[row])] + (f"\ntaken for {labels[int(said[row])]}" if wrong else "")
         for column, one in enumerate(axes):
             one.axis("off")
             if column < len(pieces.frames[row]):

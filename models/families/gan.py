@@ -72,7 +72,7 @@ TINY = Config(
     num_heads=3,
     num_layers=1,
     intermediate_size=37,
-    max_grid=13,
+    max_grid=41,
 )
 
 

@@ -83,7 +83,7 @@ TINY = Config(
     num_layers=1,
     num_temporal_layers=1,
     intermediate_size=37,
-    max_frames=31,
+    max_frames=41,
 )
 
 

@@ -40,7 +40,8 @@ def footage() -> example.Footage:
     whole = []
     for number in range(4):
         frames = np.random.default_rng(number).integers(0, 60, (30, 12, 20, 3)).astype(np.uint8)
-        frames[..., 1] += 60 * number
+        frames[..., 1] += 120 * (number % 2)
+        frames[..., 2] += 120 * (number // 2)
         frames[..., 0] = np.arange(30)[:, None, None]
         whole.append(frames)
     return example.Footage(*([frames[part] for frames in whole] for part in (slice(18), slice(18, 21), slice(21, 30))))
@@ -79,7 +80,7 @@ def test_pieces_are_of_one_clip_and_anywhere_in_it(footage):
     assert {int(step[0]) for step in steps} == {1, 2, 3}
     assert {int(n) for frames in pieces.frames for n in frames[:, 0, 0, 0]} == set(range(18))
     for frames, label in zip(pieces.frames, pieces.labels, strict=True):
-        assert (frames[..., 1] // 60 == label).all()
+        assert (frames[..., 1] // 120 + 2 * (frames[..., 2] // 120) == label).all()
     short = example.draw_pieces(
         footage.validation, 40, dataclasses.replace(RECIPE, most=3), 8, np.random.default_rng(0)
     )

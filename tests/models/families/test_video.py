@@ -89,7 +89,7 @@ def test_gradients_reach_every_weight():
 def test_the_edge_and_the_task():
     edge = signature(TINY)
     assert edge.inputs[0].axes == ("batch_size", "num_frames", 3, 6, 6)
-    assert (edge.inputs[1].kind, edge.axes["num_frames"].max, edge.padding) == ("mask", 31, ("right", "left"))
+    assert (edge.inputs[1].kind, edge.axes["num_frames"].max, edge.padding) == ("mask", 41, ("right", "left"))
     said = task(TINY)
     assert (said["name"], said["labels"], said["frames"]) == ("classify-video", list(TINY.labels), 8)
     assert (said["image_size"], said["short_side"], task(replace(TINY, short_side=9))["short_side"]) == (6, 6, 9)
