@@ -58,12 +58,12 @@ CONFIG = Config(
     short_side=96,
     dropout=0.1,
 )
-PARTS = (0.0, 0.6, 0.7, 1.0)  # of each clip: to train on, to choose settings by, to test on
+PARTS = (0.0, 0.6, 0.7, 1.0)  # of each clip: to train on, to watch the training by, to test on
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the model is trained; chosen by the accuracy on the validation part.
+    """How the model is trained: usual values, and as many rounds as two minutes hold.
 
     A piece has `least` to `most` frames, up to `stride` frames of the clip apart; a round is `steps` batches.
     """

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,12 @@ def test_settings(session, model):
     beams = pixels(generate_image.run(session, ["0"], settings=Settings(beams=2)))
     assert beams.shape == (1, *SIZE)
     assert beams.max() < TINY.levels
-    for wrong in ({"settings": Settings(max_tokens=3)}, {"settings": Settings(eos=(1,))}, {"truncate": True}):
+    refused: list[dict[str, Any]] = [
+        {"settings": Settings(max_tokens=3)},
+        {"settings": Settings(eos=(1,))},
+        {"truncate": True},
+    ]
+    for wrong in refused:
         with pytest.raises(InputError, match="leave"):
             generate_image.run(session, ["0"], **wrong)
 
