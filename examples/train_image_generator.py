@@ -57,9 +57,9 @@ class Recipe:
 
     rounds: int = 45
     batch: int = 64
-    rate: float = 4e-3
+    rate: float = 5e-3
     decay: float = 0.1
-    noise: float = 0.1
+    noise: float = 0.05
     no_class: float = 0.1
     seed: int = 0
 
