@@ -199,7 +199,9 @@ def verify(
 @app.command()
 def run(
     package: PackagePath,
-    inputs: Annotated[list[str] | None, typer.Argument(metavar="[INPUT]...", help="texts, or sound files")] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[INPUT]...", help="texts, or sound or picture files")
+    ] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="a file of texts, one a line")] = None,
     provider: Provider = "cpu",
     precision: Precision = None,
@@ -224,7 +226,7 @@ def run(
     ] = None,
     stats: ShowStats = False,
 ) -> None:
-    """Do PACKAGE's task on texts or sound files: arguments, the lines of a file, or the lines of standard input."""
+    """Do PACKAGE's task on texts or files: arguments, the lines of a file, or the lines of standard input."""
     texts = _texts(inputs or [], file)
     loaded = load(package)
     task = tasks.of(loaded)
@@ -616,7 +618,8 @@ def _facts(package: Package) -> Iterator[tuple[str, str]]:
     yield "task", package.task.get("name", "none")
     if "family" in manifest:
         yield "family", manifest["family"]
-    for key, value in (manifest.get("source") or {}).items():
+    source = manifest.get("source") or {}
+    for key, value in (source if isinstance(source, dict) else {"source": source}).items():
         yield key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value)
     yield "made with", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
 

@@ -208,3 +208,23 @@ class TestMistakes:
         refused(isoformer("bench", tiny_package, "--length", "65"), "65", "64")
         refused(isoformer("run", tiny_package), "no input")
         refused(isoformer("verify", tiny_package, "--runtime", "abacus"), "abacus")
+
+
+def test_inspect_shows_a_source_that_is_a_plain_text(isoformer, copy_package):
+    package = copy_package()
+    manifest = json.loads((package / "isoformer.json").read_text(encoding="utf-8"))
+    (package / "isoformer.json").write_text(json.dumps(manifest | {"source": "our own"}), encoding="utf-8")
+    shown = isoformer("inspect", package)
+    assert shown.returncode == 0, shown.stderr
+    assert "our own" in shown.stdout
+
+
+def test_families_lists_each_with_what_it_reads(isoformer):
+    rows = [json.loads(line) for line in isoformer("families", "--json").stdout.splitlines()]
+    found = {row["family"]: row for row in rows}
+    assert "vit" in found["vision"]["checkpoints"]
+    assert found["encoder"]["tasks"] == ["embed", "fill-mask", "classify"]
+    assert found["decoder"]["checkpoints"][-1] == "gguf"
+    assert found["recommender"]["inputs"] == {"model": ["item_ids", "attention_mask"]}
+    table = isoformer("families").stdout
+    assert all(name in table for name in found)
