@@ -90,7 +90,7 @@ def test_what_is_no_video(tmp_path, beckett):
 def test_a_file_that_is_cut_off(tmp_path, options, share):
     whole = write(tmp_path / "whole.mp4", 60, options).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(InputError, match="cannot be read as video"):
+    with pytest.raises(InputError, match=r"cut\.mp4 (cannot be read as video|holds no video)"):
         clips.read(tmp_path / "cut.mp4")
 
 
