@@ -25,7 +25,8 @@ class TensorSpec:
     places on the axis `along`; else "value". Of an output, "choices" (…, k) are k different places on the last axis of
     the output named `along`, the best first: verification compares the values found there, since which of two equal
     ones comes first is rounding's to say.
-    Integers lie in `low <= x < high` when `high` is given; those of uint8 are all of theirs otherwise. `pad` is the
+    Integers lie in `low <= x < high` when `high` is given; those of uint8 are all of theirs otherwise. Floats may be
+    any; verification draws them from `low` to `high` when that is given, else from a normal distribution. `pad` is the
     value that callers put where the mask is 0, for models that read something from it. An input with a `default`
     may be left out at run time and is then filled with that number.
     """

@@ -90,7 +90,7 @@ def grid(signature: Signature, batches: Sequence[int] = BATCHES, lengths: Sequen
 
 
 def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.random.Generator) -> Arrays:
-    """Random inputs of those sizes: integers in their range, normal floats, masks of the pattern."""
+    """Random inputs of those sizes: numbers in their range, normal floats where there is none, masks of the pattern."""
     arrays: Arrays = {}
     for spec in signature.inputs:
         shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes)
@@ -111,6 +111,8 @@ def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.rando
             arrays[spec.name] = rng.integers(spec.low, 256 if spec.high is None else spec.high, shape, np.uint8)
         elif spec.dtype.startswith("int"):
             arrays[spec.name] = rng.integers(spec.low, spec.high, shape).astype(spec.dtype)
+        elif spec.high is not None:
+            arrays[spec.name] = rng.uniform(spec.low, spec.high, shape).astype(spec.dtype)
         else:
             arrays[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
     for spec in signature.inputs:

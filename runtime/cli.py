@@ -25,7 +25,7 @@ from isoformer.runtime import bench as benchmark
 from isoformer.runtime.chat import Chat
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
 from isoformer.runtime.generation import Settings, Stats
-from isoformer.runtime.package import MODEL, Package, load
+from isoformer.runtime.package import MODEL, Package, TensorSpec, load
 from isoformer.runtime.parity import Comparison, Report, by_mask_and_length
 from isoformer.runtime.providers import ProviderName
 from isoformer.runtime.session import Graphs, Session
@@ -482,6 +482,13 @@ def _print_facts(rows: Iterable[tuple[str, str]]) -> None:
     out.print(facts)
 
 
+def _range(spec: TensorSpec) -> str:
+    """What the values of an input without a kind of its own are."""
+    if spec.high is None or spec.dtype.startswith("float"):
+        return ""
+    return f"{spec.low} to {spec.high - 1}"
+
+
 def _print_graph(part: Package) -> None:
     """One graph: facts, edge, operators, parity."""
     where = "" if part.graph == MODEL else f"{part.graph}: "
@@ -491,7 +498,7 @@ def _print_graph(part: Package) -> None:
         edges.add_column(column, overflow="fold")
     for kind, specs in (("in", part.signature.inputs), ("out", part.signature.outputs)):
         for spec in specs:
-            values = VALUES.get(spec.kind, "" if spec.high is None else f"{spec.low} to {spec.high - 1}")
+            values = VALUES.get(spec.kind, _range(spec))
             default = "" if spec.default is None else f"{', ' if values else ''}default {spec.default}"
             edges.add_row(kind, spec.name, spec.dtype, ", ".join(map(str, spec.axes)), values + default)
     out.print(edges)

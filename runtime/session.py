@@ -224,7 +224,7 @@ def _checked(
 
 def _check_range(spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
     """Raises InputError for integers out of their range, which for those along an axis ends with its size."""
-    if spec.kind == "mask" or (spec.kind == "value" and spec.high is None):
+    if spec.kind == "mask" or (spec.kind == "value" and (spec.high is None or spec.dtype.startswith("float"))):
         return
     low, most = spec.low, spec.high - 1 if spec.high is not None else None
     if spec.along is not None:

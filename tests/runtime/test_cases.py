@@ -226,6 +226,13 @@ def test_integers_take_every_value_of_their_range_and_no_other() -> None:
     assert set(np.unique(value)) == set(range(3, 13))
 
 
+def test_floats_spread_over_their_range_where_there_is_one() -> None:
+    places, values = TensorSpec("places", "float32", (BATCH,), high=5), TensorSpec("values", "float32", (BATCH,))
+    found = sample(signature(places, values), {BATCH: 997}, "none", np.random.default_rng(0))
+    assert set(np.floor(found["places"])) == set(range(5))
+    assert found["values"].min() < -1
+
+
 @pytest.mark.parametrize("pad", [3, 5, 12])
 @pytest.mark.parametrize("mask", [KEY_MASK, ROW_MASK], ids=["keys", "queries and keys"])
 @pytest.mark.parametrize("pattern", ["none", "right", "left", "ragged", "holes", "sample"])

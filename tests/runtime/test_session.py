@@ -338,6 +338,14 @@ def test_every_kind_of_input_in_its_range(past: int) -> None:
         assert feeds[name] is value
 
 
+def test_floats_may_lie_outside_of_what_verification_draws() -> None:
+    places = TensorSpec("places", "float32", ("batch_size",), high=5)
+    feeds = {"places": np.array([-1.5, 7.25], np.float32)}
+    np.testing.assert_array_equal(
+        check_inputs({"places": places}, {"batch_size": (1, None)}, feeds, {})["places"], [-1.5, 7.25]
+    )
+
+
 def test_a_default_along_a_sum_has_its_size() -> None:
     inputs = kinds(past=2)
     del inputs["mask"], inputs["segments"]
