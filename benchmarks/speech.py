@@ -29,13 +29,13 @@ START, SILENT, EOS, WINDOW, NEW = 50257, 50362, 50256, 480000, 100
 Run = Callable[[np.ndarray], tuple[float, float, list[int]]]  # samples → seconds of both parts, tokens
 
 
-def isoformer(folder: Path, _precision: str) -> Run:
+def isoformer(folder: Path, precision: str) -> Run:
     from isoformer.runtime import Graphs
     from isoformer.runtime.binding import CrossDecoder
     from isoformer.runtime.generation import Settings, stream
     from isoformer.runtime.tasks import transcribe, translate
 
-    graphs = Graphs(folder / "isoformer")
+    graphs = Graphs(folder / "isoformer", precision={"fp32": "float32"}.get(precision, precision))
     task, decoder = graphs.package.task, CrossDecoder(graphs[translate.DECODER])
     rules = tuple(transcribe.processors(task, 2, timestamps=False))
     settings = Settings(max_tokens=NEW, eos=(EOS,), processors=rules)
@@ -109,6 +109,7 @@ def _suppressed() -> list[int]:
 
 ENGINES: dict[str, tuple[Callable[[Path, str], Run], str, bool]] = {  # name → how, precision, a peer's environment
     "isoformer-fp32": (isoformer, "fp32", False),
+    "isoformer-int8": (isoformer, "int8", False),
     "torch-fp32": (torch_eager, "fp32", False),
     "torch-bf16": (torch_eager, "bf16", False),
     "ctranslate2-fp32": (ctranslate2, "fp32", True),
@@ -124,7 +125,8 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "isoformer").exists():
         found = resolve(str(WEIGHTS))
-        export(found.model, found.signature, folder / "isoformer", task=found.task, files=found.files)
+        options: dict[str, Any] = {"task": found.task, "files": found.files, "precision": "int8", "sound": SOUND}
+        export(found.model, found.signature, folder / "isoformer", **options)
     if not (folder / "transformers").exists():
         _to_transformers(folder / "transformers")
 

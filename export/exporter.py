@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from torch import nn
 
-from isoformer.export import checks, evidence, package, reference, variants, weights
+from isoformer.export import checks, encoded_variants, evidence, package, reference, variants, weights
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Progress
 from isoformer.export.graph import to_onnx
@@ -38,6 +39,7 @@ def export(
     force: bool = False,
     precision: str = "float32",
     text: str | None = None,
+    sound: Path | None = None,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Package:
@@ -47,16 +49,16 @@ def export(
     a tensor, a tuple in order, or a dict by name. With a dict of signatures the package has a graph for each, by
     these names, and `model.graph(name)` is its module. task: JSON data for the runtime, with a "name".
     files: configuration and tokenizer files to carry along. provenance: JSON data for the manifest.
-    force: replace a package that stands at `path`. precision: of a decoder, float32, int8 or int4: what it runs in
-    unless asked otherwise, as a variant beside the canonical graph; text: what that variant's quality is measured
-    on, see `variants`. progress: called with a stage, steps done, steps in all.
+    force: replace a package that stands at `path`. precision: what it runs in unless asked otherwise, as a variant
+    beside the canonical graph: float32, int8 or int4 of a decoder, float32 or int8 of an encoder–decoder. text, or of
+    transcribe the file sound: what that variant's quality is measured on, see `variants` and `encoded_variants`.
+    progress: called with a stage, steps done, steps in all.
 
     The package appears at `path` complete or not at all. Raises ExportError when an axis is not
     open, an operator is not standard, a weight is repeated or an answer differs.
     """
     parts = registry.graphs(model, signature)
-    for _, edge in parts.values():
-        _refuse_precision(edge, precision)
+    _refuse_precision(parts, precision, task, sound)
     with package.staged(Path(path), force=force) as folder:
         training = model.training
         model.eval()
@@ -65,13 +67,14 @@ def export(
                 (folder / file.name).write_text(file.content, encoding="utf-8")
             else:
                 shutil.copyfile(file, folder / file.name)
-        windows = [] if precision == "float32" else variants.windows(folder, parts[registry.MODEL][1], text)
+        decodes = any(edge.windows for _, edge in parts.values())
+        low = precision != "float32"
+        windows = variants.windows(folder, parts[registry.MODEL][1], text) if low and decodes else []
         try:
             graphs = _graphs(parts, opset, progress)
             # The variants of a decoder read the same file of weights.
-            beside = 0 if any(edge.windows for _, edge in parts.values()) else external_data_bytes
-            weights.save(graphs, folder, beside)
-            written = {}
+            weights.save(graphs, folder, 0 if decodes else external_data_bytes)
+            written: dict[str, Part] = {}
             for name, (module, edge) in parts.items():
                 stage = _in_graph(name, len(parts), progress)
                 found = _evidence(folder, name, module, edge, stage)
@@ -81,6 +84,9 @@ def export(
                     found.comparisons += made.comparisons
                     _refuse_other_answers(found)
                 written[name] = Part(edge, graphs[name], found, made)
+            if low and not decodes:
+                for name, made in encoded_variants.make(folder, written, task or {}, sound or text, progress).items():
+                    written[name] = replace(written[name], made=made)
         finally:
             model.train(training)
         name = Path(path).name
@@ -88,14 +94,18 @@ def export(
     return load(path)
 
 
-def _refuse_precision(signature: Signature, precision: str) -> None:
-    wide = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == "float64"]
-    if wide:
-        raise ExportError(f"{', '.join(wide)} is float64, which is for references; export the model in float32")
+def _refuse_precision(
+    parts: dict[str, tuple[nn.Module, Signature]], precision: str, task: dict[str, Any] | None, sound: Path | None
+) -> None:
+    edges = {name: edge for name, (_, edge) in parts.items()}
+    for edge in edges.values():
+        wide = [spec.name for spec in (*edge.inputs, *edge.outputs) if spec.dtype == "float64"]
+        if wide:
+            raise ExportError(f"{', '.join(wide)} is float64, which is for references; export the model in float32")
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    if precision != "float32" and not signature.windows:
-        raise ExportError(f"precision {precision} is for decoders with a cache; this model has float32")
+    if precision != "float32" and not any(edge.windows for edge in edges.values()):
+        encoded_variants.refuse(task, edges, precision, sound)
 
 
 def _graphs(parts: dict[str, tuple[nn.Module, Signature]], opset: int, progress: Progress) -> dict[str, ir.Model]:

@@ -140,7 +140,7 @@ def _records(folder: Path, name: str, part: Part, opset: int, preferred: str) ->
     precision = "float16" if any(spec.dtype == "float16" for spec in signature.outputs) else "float32"
     return {
         "precision": precision,
-        "preferred": precision if preferred == "float32" else preferred,
+        "preferred": preferred if f"cpu-{preferred}" in made.variants and preferred != "float32" else precision,
         "variants": made.variants,
         "decoding": made.decoding,
         "opset": opset,
@@ -242,7 +242,8 @@ def _variants(manifest: dict[str, Any]) -> str:
         [
             "",
             f"## Variants\n\n`isoformer run` takes {manifest['preferred']} unless `--precision` says otherwise. The "
-            "perplexity is that of the text that comes with isoformer, or was given at export.\n",
+            "perplexity is that of the text that comes with isoformer, or of the text or recording that was given at "
+            "export: of its own tokens, or where a model answers, of the answers that float32 gives.\n",
             "| variant | cache | perplexity | of float32's | same likeliest token |",
             "|---|---|---|---|---|",
             *rows,

@@ -33,7 +33,7 @@ from isoformer.runtime.binding import Decoder
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.errors import IsoformerError
 from isoformer.runtime.onnx_file import operators
-from isoformer.runtime.package import VARIANTS, Package
+from isoformer.runtime.package import MODEL, VARIANTS, Package
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import Comparison, bound, largest_error, sample_indices
 from isoformer.runtime.session import Session
@@ -100,9 +100,9 @@ def make(
     if failed or not references:
         return made
 
-    entry = _entry("float32", "shared")
+    entry = described("float32", "shared")
     graph = ir.load(folder / "model.onnx")
-    path = _path(folder, entry)
+    path = file_of(folder, entry)
     try:
         shared_cache.apply(graph, signature.windows, _max_positions(signature))
         ir.save(graph, path)
@@ -114,7 +114,7 @@ def make(
         session = open_(None)
     else:
         steps = list(_steps(Decoder(session), references, made.decoding, progress, "cpu-float32"))
-        _keep(made, folder, "cpu-float32", entry, steps)
+        keep(made, folder, "cpu-float32", entry, steps)
     if precision == "float32":
         return made
 
@@ -122,12 +122,12 @@ def make(
     missed: ExportError | None = None
     for number, way in enumerate(WAYS[precision]):
         progress(name, 2 * number, 2 * len(WAYS[precision]))
-        entry, graph = _entry(precision, cache), _to_quantize(folder, model, signature, opset, precision, windows[0])
+        entry, graph = described(precision, cache), _to_quantize(folder, model, signature, opset, precision, windows[0])
         if cache == "shared":
             shared_cache.apply(graph, signature.windows, _max_positions(signature))
         if not way(graph):
             raise ExportError(f"there is no product in this graph that {precision} is for")
-        ir.save(graph, _path(folder, entry))
+        ir.save(graph, file_of(folder, entry))
         low = Decoder(open_(name, entry))
         progress(name, 2 * number + 1, 2 * len(WAYS[precision]))
         try:
@@ -136,7 +136,7 @@ def make(
             missed = error
             continue
         progress(name, 1, 1)
-        _keep(made, folder, name, entry, list(_steps(low, references, _own_bounds(low, references), progress, name)))
+        keep(made, folder, name, entry, list(_steps(low, references, _own_bounds(low, references), progress, name)))
         return made
     raise missed or ExportError(f"there is no way to {precision}")
 
@@ -154,29 +154,45 @@ def _to_quantize(
 
 def gate(reference: Decoder, candidate: Decoder, windows: Sequence[Sequence[int]], limits: Gate) -> dict[str, Any]:
     """The candidate's perplexity beside the reference's, for the manifest; ExportError when it misses a limit."""
-    sums, same, count = np.zeros(2), 0, 0
+    score = Score()
     for window in windows:
         (exact,), (low,) = reference.score([window]), candidate.score([window])
-        for place, logits in enumerate((exact, low)):
-            sums[place] += _surprise(logits[:-1], window[1:])
-        same += int((exact[:-1].argmax(-1) == low[:-1].argmax(-1)).sum())
-        count += len(window) - 1
-    float32, own = (math.exp(total / count) for total in sums)
-    found = {
-        "tokens": count,
-        "perplexity": own,
-        "perplexity_float32": float32,
-        "ratio": own / float32,
-        "agreement": same / count,
-        "limits": asdict(limits),
-    }
-    if not found["ratio"] <= limits.perplexity or not found["agreement"] >= limits.agreement:
-        raise ExportError(
-            f"the quality gate is missed: perplexity {own:.2f} is {found['ratio']:.3f} times float32's {float32:.2f} "
-            f"(at most {limits.perplexity}), {found['agreement']:.3f} of the likeliest tokens are the same "
-            f"(at least {limits.agreement}); export it in float32"
-        )
-    return found
+        score.add(exact[:-1], low[:-1], window[1:])
+    return score.checked(limits)
+
+
+class Score:
+    """How likely some tokens are to float32 and to a candidate, and how often both find the same token likeliest."""
+
+    def __init__(self) -> None:
+        self.sums, self.same, self.count = np.zeros(2), 0, 0
+
+    def add(self, exact: np.ndarray, low: np.ndarray, tokens: Sequence[int]) -> None:
+        """Logits (length, vocabulary) of both, and the tokens that they are about."""
+        self.sums += _surprise(exact, tokens), _surprise(low, tokens)
+        self.same += int((exact.argmax(-1) == low.argmax(-1)).sum())
+        self.count += len(tokens)
+
+    def checked(self, limits: Gate) -> dict[str, Any]:
+        """For the manifest; ExportError when it misses a limit."""
+        if not self.count:
+            raise ExportError("the quality gate has nothing to measure: its sample is empty")
+        float32, own = (math.exp(total / self.count) for total in self.sums)
+        found = {
+            "tokens": self.count,
+            "perplexity": own,
+            "perplexity_float32": float32,
+            "ratio": own / float32,
+            "agreement": self.same / self.count,
+            "limits": asdict(limits),
+        }
+        if not found["ratio"] <= limits.perplexity or not found["agreement"] >= limits.agreement:
+            raise ExportError(
+                f"the quality gate is missed: perplexity {own:.2f} is {found['ratio']:.3f} times float32's "
+                f"{float32:.2f} (at most {limits.perplexity}), {found['agreement']:.3f} of the likeliest tokens are "
+                f"the same (at least {limits.agreement}); export it in float32"
+            )
+        return found
 
 
 def _surprise(logits: np.ndarray, tokens: Sequence[int]) -> float:
@@ -249,20 +265,22 @@ def _steps(
         yield found, bounds[case.name] | {"error": found.error}
 
 
-def _keep(
+def keep(
     made: Made, folder: Path, name: str, entry: dict[str, Any], steps: list[tuple[Comparison, dict[str, float]]]
 ) -> None:
     entry["decoding"] = {comparison.case: record for comparison, record in steps}
-    entry["operators"] = dict(sorted(operators(_path(folder, entry)).items()))
+    entry["operators"] = dict(sorted(operators(file_of(folder, entry)).items()))
     made.variants[name] = entry
 
 
-def _entry(precision: str, cache: str) -> dict[str, Any]:
-    path = f"{VARIANTS}/cpu-{precision}/model.onnx"
+def described(precision: str, cache: str, graph: str = MODEL) -> dict[str, Any]:
+    """What the manifest says of a variant before it is measured."""
+    path = f"{VARIANTS}/cpu-{precision}/{graph}.onnx"
     return {"path": path, "provider": "cpu", "precision": precision, "cache": cache}
 
 
-def _path(folder: Path, entry: dict[str, Any]) -> Path:
+def file_of(folder: Path, entry: dict[str, Any]) -> Path:
+    """The variant's file, whose folder is made."""
     path = folder / entry["path"]
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

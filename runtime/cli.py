@@ -98,9 +98,14 @@ def export(
     ],
     task: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that it was saved for")] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 20 to 25; below 23 attention is taken apart")] = 23,
-    precision: Annotated[str, typer.Option(help="fp32; of decoders also int8 and int4, as a variant")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32; as a variant also int8 (what generates) and int4 (decoders)")
+    ] = "fp32",
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="int8, int4: a text for the quality gate, instead of its own")
+    ] = None,
+    sound: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="int8 of transcribe: a recording for the quality gate")
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("-o", "--option", metavar="NAME=VALUE", help="set a field of the configuration")
@@ -109,8 +114,9 @@ def export(
 ) -> None:
     """Write MODEL to OUTPUT as a package, verified against PyTorch in float64."""
     chosen = _precision(precision)
-    if text is not None and chosen == "float32":
-        raise InputError(f"--text {text} is for the quality gate of int8 and int4")
+    for name, given in (("--text", text), ("--sound", sound)):
+        if given is not None and chosen == "float32":
+            raise InputError(f"{name} {given} is for the quality gate of int8 and int4")
     sample = None if text is None else "\n".join(_texts([], text))
     source = _export_half("source")
     package_writer = _export_half("package")
@@ -129,6 +135,7 @@ def export(
             provenance=found.provenance,
             precision=chosen,
             text=sample,
+            sound=sound,
             force=force,
             progress=show,
         )
@@ -176,9 +183,9 @@ def verify(
     report = Report()
     with _progress() as show:
         for graph in loaded.graphs.values():
-            for name, run, small in _runtimes(graph, runtime, provider, threads):
+            for name, run, options in _runtimes(graph, runtime, provider, threads):
                 advance = _counter(show, name, len(graph.manifest["golden"]) + len(graph.manifest["grid"]))
-                part = run_checks(graph, run, name, seed=seed, small=small, progress=advance)
+                part = run_checks(graph, run, name, seed=seed, progress=advance, **options)
                 if not part.comparisons:
                     err.print(f"{name}: no case of {package} is small enough for it", highlight=False, markup=False)
                 report.comparisons += part.comparisons
@@ -220,6 +227,10 @@ def run(
     language: Annotated[
         str | None, typer.Option(help="transcribe: spoken, such as de (default: the likeliest)")
     ] = None,
+    task: Annotated[str | None, typer.Option(help="transcribe: transcribe, or translate (into English)")] = None,
+    timestamps: Annotated[
+        bool | None, typer.Option("--timestamps/--no-timestamps", help="transcribe: with times, which is the default")
+    ] = None,
     srt: Annotated[Path | None, typer.Option(metavar="OUT", help="transcribe: write subtitles (SubRip)")] = None,
     output: Annotated[
         Path | None, typer.Option("-O", "--output", metavar="PNG", help="generate-image: where the picture goes")
@@ -229,8 +240,8 @@ def run(
     """Do PACKAGE's task on texts or files: arguments, the lines of a file, or the lines of standard input."""
     texts = _texts(inputs or [], file)
     loaded = load(package)
-    task = tasks.of(loaded)
-    if srt is not None and not hasattr(task, "srt"):
+    module = tasks.of(loaded)
+    if srt is not None and not hasattr(module, "srt"):
         raise InputError(f"--srt: not for the task {loaded.task['name']}, which {package} is for")
     if srt is not None and (srt.is_dir() or not srt.parent.is_dir()):
         raise InputError(f"{srt} cannot be written: {'it is a folder' if srt.is_dir() else 'its folder is not there'}")
@@ -245,25 +256,26 @@ def run(
         seed=seed,
     )
     more: dict[str, Any] = {}
-    given = chosen | _given(stop=stop or None, stats=stats or None, language=language, output=output)
-    taken = set(inspect_module.signature(task.run).parameters)
+    own = _given(language=language, task=task, timestamps=timestamps, output=output)
+    given = chosen | own | _given(stop=stop or None, stats=stats or None)
+    taken = set(inspect_module.signature(module.run).parameters)
     if "settings" in taken:
         taken |= {field.name for field in fields(Settings)}
         more = {"settings": Settings(**chosen) if chosen else None, "stats": Stats()}
         more |= {"stop": stop or ()} if "stop" in taken else {}
-    more |= _given(language=language, output=output)
+    more |= own
     if seed is not None and "settings" not in taken:
         more["seed"] = seed
     if foreign := [name for name in given if name not in taken]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
         raise InputError(f"{names}: not for the task {loaded.task['name']}, which {package} is for")
     session = _fastest(loaded, provider, precision, threads)
-    if task is generate and isinstance(session, Session) and len(texts) == 1 and not as_json and not truncate:
+    if module is generate and isinstance(session, Session) and len(texts) == 1 and not as_json and not truncate:
         _write(generate.stream(session, texts[0], **more))
     else:
-        results = _run_task(task, session, texts, as_json, truncate=truncate, **more)
+        results = _run_task(module, session, texts, as_json, truncate=truncate, **more)
         if srt is not None:
-            _replace_file(srt, task.srt(results))
+            _replace_file(srt, module.srt(results))
     if stats:
         print(more["stats"].line(), file=sys.stderr)
 
@@ -321,7 +333,7 @@ def _replace_file(path: Path, text: str) -> None:
 
 
 def _run_task(
-    task: ModuleType, session: Session | Graphs, texts: list[str], as_json: bool, **options: Any
+    module: ModuleType, session: Session | Graphs, texts: list[str], as_json: bool, **options: Any
 ) -> list[dict[str, Any]]:
     """The results, which are printed."""
     with _progress() as show:
@@ -332,14 +344,14 @@ def _run_task(
             done += more
             show("inputs", done, len(texts))
 
-        if "heard" in inspect_module.signature(task.run).parameters:
+        if "heard" in inspect_module.signature(module.run).parameters:
             options["heard"] = lambda done, total: show("seconds of sound", int(done), int(total))
-        results = task.run(session, texts, progress=step, **options)
+        results = module.run(session, texts, progress=step, **options)
     if as_json:
         for result in results:
             print(json.dumps(result, ensure_ascii=False))
     else:
-        task.show(results, out)
+        module.show(results, out)
     return results
 
 
@@ -559,10 +571,15 @@ def _export_half(name: str) -> ModuleType:
 
 
 def _runtimes(package: Package, runtime: str, provider: ProviderName, threads: int | None) -> Iterator[tuple]:
-    """(name, run, small cases only) of each runtime that was asked for; "all" leaves out what is not installed."""
+    """(name, run, options of `verify`) of each runtime that was asked for; "all" leaves out what is not installed.
+
+    Variants with tolerances are among them; those of decoders are checked step by step, see `_verify_decoding`.
+    """
     if runtime in ("ort", "all"):
-        name = _called(package, f"onnxruntime {provider}")
-        yield name, Session(package, provider, threads=threads).run, False
+        held = [n for n, v in package.variants.items() if v["provider"] == provider and "tolerances" in v]
+        for variant in (None, *held):
+            name = _called(package, f"onnxruntime {variant or provider}")
+            yield name, Session(package, provider, threads=threads, variant=variant).run, {"variant": variant}
     if runtime in ("reference", "all"):
         try:
             reference = _export_half("reference")
@@ -572,7 +589,7 @@ def _runtimes(package: Package, runtime: str, provider: ProviderName, threads: i
             return
         if runtime == "all" and reference.NAME not in package.manifest["parity"]:
             return  # it could not run the graph at export either; the manifest's notes say why
-        yield _called(package, reference.NAME), reference.runner(package.model), True
+        yield _called(package, reference.NAME), reference.runner(package.model), {"small": True}
 
 
 def _called(part: Package, runtime: str) -> str:

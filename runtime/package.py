@@ -147,16 +147,23 @@ class Package:
         wanted = precision or self.manifest.get("preferred", self.manifest["precision"])
         if f"{provider}-{wanted}" in self.variants:
             return f"{provider}-{wanted}"
-        if wanted == self.manifest["precision"] or precision is None:
-            return None
-        there = [
-            self.manifest["precision"],
-            *(v["precision"] for v in self.variants.values() if v["provider"] == provider),
-        ]
-        raise PackageError(
-            f"{self.path} has no {wanted} for {provider}, but {', '.join(dict.fromkeys(there))}; "
-            "export it again with --precision"
-        )
+        if precision is not None:
+            self.refuse_precision(provider, precision)
+        return None
+
+    def refuse_precision(self, provider: str, precision: str) -> None:
+        """Raises PackageError unless a graph of the package has that precision for the provider."""
+        there = list(dict.fromkeys(name for part in self.graphs.values() for name in part.precisions(provider)))
+        if precision not in there:
+            raise PackageError(
+                f"{self.path} has no {precision} for {provider}, but {', '.join(there)}; "
+                "export it again with --precision"
+            )
+
+    def precisions(self, provider: str) -> list[str]:
+        """Those of the graph for a provider, the canonical one's first."""
+        others = (variant["precision"] for variant in self.variants.values() if variant["provider"] == provider)
+        return list(dict.fromkeys((self.manifest["precision"], *others)))
 
     def golden(self) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """The golden vectors: name of the set, inputs and reference outputs by name."""
@@ -232,6 +239,9 @@ def _check_records(file: Path, manifest: dict[str, Any], signature: Signature) -
                 raise ValueError(f"the variant {name} is not described by texts")
             for case in variant["decoding"].values():
                 float(case["bound"])
+            if not variant["decoding"] or "tolerances" in variant:  # something holds every variant
+                for spec in signature.outputs:
+                    float(variant["tolerances"][spec.name]["absolute"])
         int(manifest["parameters"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackageError(f"{file}: its parity records or its task cannot be read ({error!r})") from None

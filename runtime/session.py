@@ -119,7 +119,8 @@ class Graphs(Mapping[str, Session]):
         graphs = Graphs("fr-en")
         outputs = graphs["encoder_model"].run({"input_ids": ids})
 
-    Arguments as `Session.fastest` takes them. Raises as it does.
+    Arguments as `Session.fastest` takes them; a graph without the precision, where another has it, runs in its own.
+    Raises as it does.
     """
 
     def __init__(
@@ -132,8 +133,12 @@ class Graphs(Mapping[str, Session]):
     ) -> None:
         self.package = path if isinstance(path, Package) else load(path)
         self.provider = provider
+        if precision is not None:
+            self.package.refuse_precision(provider, precision)
         self._sessions = {
-            name: Session.fastest(part, provider, precision=precision, threads=threads)
+            name: Session.fastest(
+                part, provider, precision=precision if precision in part.precisions(provider) else None, threads=threads
+            )
             for name, part in self.package.graphs.items()
         }
 

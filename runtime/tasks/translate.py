@@ -1,6 +1,6 @@
 """translate: a text goes in, another comes out, in another language or in other words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from isoformer.runtime.binding import CrossDecoder
 from isoformer.runtime.errors import InputError
 from isoformer.runtime.generation import BATCH_SIZE, Settings, Stats, stream
 from isoformer.runtime.sampling import Processor, force, suppress
-from isoformer.runtime.session import Graphs
+from isoformer.runtime.session import Graphs, Session
 from isoformer.runtime.text import text_encoder
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run(
     ]
 
 
-def known(graphs: Graphs, inputs: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
+def known(graphs: Mapping[str, Session], inputs: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
     """What the decoder reads of the encoder's inputs, as `CrossDecoder.condition` takes it; mask: of its keys."""
     names = [spec.name for spec in graphs[ENCODER].signature.outputs if spec.name.startswith("present.")]
     outputs = graphs[ENCODER].run(inputs, names)

@@ -12,25 +12,20 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from isoformer.export import ExportError, export, quantize, shared_cache, variants
+from isoformer.export import ExportError, quantize, shared_cache, variants
 from isoformer.export.graph import to_onnx
 from isoformer.export.smooth import smooth
 from isoformer.models.families import decoder, encoder
-from isoformer.runtime import PackageError, Session, cases, decoding, load
+from isoformer.runtime import PackageError, Session, decoding, load
 from isoformer.runtime.binding import Decoder, SharedCache
 from isoformer.runtime.errors import InputError
 from isoformer.runtime.package import MANIFEST, sha256
+from tests.conftest import export_small
 
 CONFIG = dataclasses.replace(
     decoder.TINY, hidden_size=64, head_dim=16, intermediate_size=96, max_positions=400, qk_norm=True
 )
 PLAIN = dataclasses.replace(CONFIG, qk_norm=False, gated=False, norm_kind="layer", position_kind="learned")
-
-
-@pytest.fixture(autouse=True)
-def _small_grid(monkeypatch):
-    """The grid has tests of its own."""
-    monkeypatch.setattr(cases, "extent", lambda _parameters: ((1, 2), (1, 5)))
 
 
 def model_of(config: decoder.Config) -> decoder.Model:
@@ -44,9 +39,7 @@ def model_of(config: decoder.Config) -> decoder.Model:
 @pytest.fixture(scope="module", params=["int8", "int4"])
 def package(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("variants") / request.param
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cases, "extent", lambda _parameters: ((1, 2), (1, 5)))
-        return export(model_of(CONFIG), decoder.signature(CONFIG), path, precision=request.param).path
+    return export_small(model_of(CONFIG), decoder.signature(CONFIG), path, precision=request.param).path
 
 
 # ----------------------------------------------------------------------------------------------- the package
@@ -171,8 +164,9 @@ def test_scores_are_those_of_every_sequence_alone(package, kind):
 
 def test_what_misses_its_gate_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setitem(variants.GATES, "int8", variants.Gate(0.5, 0.85))
+    monkeypatch.setitem(variants.WAYS, "int8", variants.WAYS["int8"][:1])
     with pytest.raises(ExportError, match=r"quality gate is missed: perplexity .* \(at most 0.5\)"):
-        export(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "low", precision="int8")
+        export_small(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "low", precision="int8")
     assert not list(tmp_path.iterdir())
 
 
@@ -199,7 +193,7 @@ def test_a_slower_way_is_taken_where_the_first_misses(tmp_path, monkeypatch):
         return real(*args)
 
     monkeypatch.setattr(variants, "gate", gate)
-    made = export(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "low", precision="int8")
+    made = export_small(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "low", precision="int8")
     assert tried == [first, second]
     assert "DynamicQuantizeLinear" not in made.variant("cpu-int8")["operators"]
 
@@ -208,12 +202,12 @@ def test_a_cache_in_place_that_computes_something_else_is_an_error_and_no_remark
     real = shared_cache.apply
     monkeypatch.setattr(shared_cache, "apply", lambda graph, _windows, size: real(graph, (3, 3), size))
     with pytest.raises(ExportError, match="the variant does not compute the same: cpu-float32"):
-        export(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "wrong")
+        export_small(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "wrong")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_in_place_that_the_operator_does_not_take_is_a_remark(tmp_path):
-    made = export(model_of(decoder.TINY), decoder.signature(decoder.TINY), tmp_path / "heads_of_6")
+    made = export_small(model_of(decoder.TINY), decoder.signature(decoder.TINY), tmp_path / "heads_of_6")
     assert made.variants == {}
     assert made.fastest("cpu") is None
     assert "head_size must be a multiple of 8" in made.manifest["notes"][0]
@@ -221,7 +215,7 @@ def test_a_cache_in_place_that_the_operator_does_not_take_is_a_remark(tmp_path):
 
 def test_the_gate_reads_the_text_that_is_given(tmp_path):
     with pytest.raises(ExportError, match="the text of the quality gate has 3 tokens; it needs more than 400"):
-        export(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "low", precision="int8", text="abc")
+        export_small(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "low", precision="int8", text="abc")
 
 
 def test_perplexity_and_agreement_by_hand():
@@ -243,10 +237,10 @@ def test_perplexity_and_agreement_by_hand():
 
 def test_precisions_are_for_decoders(tmp_path):
     model = encoder.Model(encoder.TINY)
-    with pytest.raises(ExportError, match="precision int8 is for decoders with a cache"):
-        export(model, encoder.signature(encoder.TINY), tmp_path / "encoder", precision="int8")
+    with pytest.raises(ExportError, match="precision int8 is for models that generate; this one has float32"):
+        export_small(model, encoder.signature(encoder.TINY), tmp_path / "encoder", precision="int8")
     with pytest.raises(ExportError, match="precision 'int3' is not one of float32, int8, int4"):
-        export(model, encoder.signature(encoder.TINY), tmp_path / "encoder", precision="int3")
+        export_small(model, encoder.signature(encoder.TINY), tmp_path / "encoder", precision="int3")
 
 
 # ----------------------------------------------------------------------------------------------- the graphs

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from isoformer.export import export
 from isoformer.models.families import decoder
 from isoformer.runtime import Session
+from tests.conftest import export_small
 
 POSITIONS = 150
 START, END = "<|im_start|>", "<|im_end|>"
@@ -62,7 +62,9 @@ def generator_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():  # the head's start leaves all tokens nearly as likely
         model.head.weight.mul_(7)
     files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json")]
-    return export(model, decoder.signature(config), folder / "package", task=decoder.task(config), files=files).path
+    return export_small(
+        model, decoder.signature(config), folder / "package", task=decoder.task(config), files=files
+    ).path
 
 
 @pytest.fixture(scope="session", params=[None, "cpu-float32"], ids=["canonical", "in place"])

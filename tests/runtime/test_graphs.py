@@ -12,7 +12,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, processors
 
-from isoformer.export import export
 from isoformer.models.families import encoder_decoder
 from isoformer.models.families.encoder_decoder import DECODER, ENCODER
 from isoformer.runtime import Graphs, InputError, PackageError, Session, load
@@ -20,6 +19,7 @@ from isoformer.runtime.binding import CrossDecoder, Decoder
 from isoformer.runtime.generation import Settings
 from isoformer.runtime.tasks import translate
 from isoformer.runtime.verify import verify
+from tests.conftest import export_small
 
 from .conftest import END, byte_tokenizer
 
@@ -65,7 +65,7 @@ def model() -> encoder_decoder.Model:
 def package(model: encoder_decoder.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("translator")
     tokenizer().save(str(folder / "tokenizer.json"))
-    return export(
+    return export_small(
         model,
         encoder_decoder.signature(model.config),
         folder / "package",
@@ -291,6 +291,8 @@ def test_the_command_line(package: Path, graphs: Graphs, isoformer: Callable[...
     for arguments, words in (
         (("run", package, "a", "--stop", "x"), "--stop: not for the task translate"),
         (("run", package, "a", "--language", "de"), "--language: not for the task translate"),
+        (("run", package, "a", "--task", "translate"), "--task: not for the task translate"),
+        (("run", package, "a", "--no-timestamps"), "--timestamps: not for the task translate"),
         (("run", package, "a", "--srt", "x.srt"), "--srt: not for the task translate"),
         (("chat", package), "holds no dialogue: its task is translate"),
         (("run", package, ""), "a text is empty"),
@@ -316,4 +318,6 @@ def test_a_family_by_its_name(tmp_path: Path, isoformer: Callable[..., Any]) -> 
     done = isoformer("export", "-m", "encoder_decoder", tmp_path / "made", "-o", "max_positions=7")
     assert done.returncode == 0, done.stderr
     assert f"{DECODER}, onnxruntime cpu: " in done.stdout
-    assert isoformer("export", "-m", "encoder_decoder", tmp_path / "b", "--precision", "int8").returncode == 2
+    refused = isoformer("export", "-m", "encoder_decoder", tmp_path / "b", "--precision", "int4")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "precision int4 is for decoders alone; this model has float32 and int8" in refused.stderr

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from isoformer.export import export
 from isoformer.models.families import video
 from isoformer.runtime import InputError, Session, clips, tasks
 from isoformer.runtime.tasks import classify_video
+from tests.conftest import export_small
 
 CONFIG = dataclasses.replace(video.TINY, frames_per_clip=5, short_side=8)
 
@@ -23,7 +23,7 @@ def exported(path: Path, **changes) -> Session:
     model = video.Model(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    return Session(export(model, video.signature(config), path, task=video.task(config)))
+    return Session(export_small(model, video.signature(config), path, task=video.task(config)))
 
 
 @pytest.fixture(scope="module")

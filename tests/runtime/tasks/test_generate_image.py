@@ -12,11 +12,11 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console
 
-from isoformer.export import export
 from isoformer.models.families import gan, image_generator
 from isoformer.runtime import Graphs, InputError, Package, PackageError, Session, tasks
 from isoformer.runtime.generation import Settings
 from isoformer.runtime.tasks import generate_image
+from tests.conftest import export_small
 
 TINY = image_generator.TINY
 SMALL = dataclasses.replace(gan.TINY, max_grid=5)
@@ -35,7 +35,7 @@ def model() -> image_generator.Model:
 @pytest.fixture(scope="module")
 def session(model: image_generator.Model, tmp_path_factory: pytest.TempPathFactory) -> Session:
     path = tmp_path_factory.mktemp("images") / "package"
-    return Session(export(model, image_generator.signature(TINY), path, task=image_generator.task(TINY)))
+    return Session(export_small(model, image_generator.signature(TINY), path, task=image_generator.task(TINY)))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def networks() -> gan.Model:
 @pytest.fixture(scope="module")
 def graphs(networks: gan.Model, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
     path = tmp_path_factory.mktemp("gan") / "package"
-    return Graphs(export(networks, gan.signature(SMALL), path, task=gan.task(SMALL)))
+    return Graphs(export_small(networks, gan.signature(SMALL), path, task=gan.task(SMALL)))
 
 
 def pixels(results) -> np.ndarray:

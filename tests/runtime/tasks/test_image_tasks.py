@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from isoformer.export import export
 from isoformer.models.families import vision
 from isoformer.models.images import Preprocessing
 from isoformer.runtime import Graphs, InputError
 from isoformer.runtime.tasks import classify_image, embed_image
+from tests.conftest import export_small
 
 LABELS = ("cat", "dog", "cow")
 SMALL = dataclasses.replace(
@@ -33,7 +33,7 @@ def package(folder: Path, **changes: object) -> tuple[vision.Model, Graphs]:
     with torch.no_grad():  # answers that hardly vary would prove little
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
-    path = export(model, vision.signature(config), folder / "package", task=vision.task(config)).path
+    path = export_small(model, vision.signature(config), folder / "package", task=vision.task(config)).path
     return model, Graphs(path)
 
 

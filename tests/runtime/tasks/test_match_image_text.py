@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from isoformer.export import export
 from isoformer.models.families import contrastive
 from isoformer.models.images import Preprocessing
 from isoformer.runtime import Graphs, InputError
 from isoformer.runtime.tasks import match_image_text
+from tests.conftest import export_small
 
 WORDS = ("[PAD]", "[UNK]", "[EOS]", "red", "green", "blue", "thing")
 TEXTS = ("red thing", "green", "blue thing thing thing")
@@ -39,7 +39,7 @@ def matcher(tmp_path_factory) -> tuple[contrastive.Model, Graphs, Path]:
             parameter.normal_(std=0.5)
     files = [folder / "tokenizer.json"]
     task = contrastive.task(config)
-    path = export(model, contrastive.signature(config), folder / "package", task=task, files=files).path
+    path = export_small(model, contrastive.signature(config), folder / "package", task=task, files=files).path
     for number, colour in enumerate(("red", "green", "blue")):
         Image.new("RGB", (9 + number, 5), colour).save(folder / f"{colour}.png")
     return model, Graphs(path), folder

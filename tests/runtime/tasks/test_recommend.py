@@ -10,12 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from isoformer.export import export
 from isoformer.models.checkpoints import TextFile
 from isoformer.models.families import recommender
 from isoformer.runtime import InputError, PackageError, Session, load, tasks
 from isoformer.runtime.tasks import recommend
 from isoformer.runtime.verify import verify
+from tests.conftest import export_small
 
 CONFIG = dataclasses.replace(recommender.TINY, num_items=17, hidden_size=9, num_layers=1, max_positions=7, top_k=5)
 ITEMS = [{"id": str(100 + n), "title": f"The {n}; or Not (19{n:02})"} for n in range(17)]
@@ -32,7 +32,9 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("recommend")
 
     def package(name: str, *files: TextFile) -> Path:
-        made = export(model, recommender.signature(CONFIG), folder / name, task=recommender.task(CONFIG), files=files)
+        made = export_small(
+            model, recommender.signature(CONFIG), folder / name, task=recommender.task(CONFIG), files=files
+        )
         return made.path
 
     return model, package("plain"), package("titled", TextFile("items.json", json.dumps(ITEMS)))
