@@ -43,7 +43,8 @@ class Config:
     them, the tokens of the language and the task, ("en", 50259) and ("transcribe", 50359), and no_timestamps_token_id
     where no times are wanted; previous_token_id goes before the text of the window before. suppressed_tokens never
     come, begin_suppressed_tokens not first; timestamp_begin_token_id stands for 0 s, each after it for 20 ms more.
-    no_speech_token_id: its probability behind decoder_start_token_id says how likely nobody speaks.
+    no_speech_token_id: its probability behind decoder_start_token_id says how likely nobody speaks. blank_token_id:
+    what head "ctc" names where a frame has no token of its own.
     """
 
     num_mels: int
@@ -64,6 +65,7 @@ class Config:
     decoder_start_token_id: int = 0
     eos_token_id: int = 1
     pad_token_id: int = 1
+    blank_token_id: int = 0
     suppressed_tokens: tuple[int, ...] = ()
     begin_suppressed_tokens: tuple[int, ...] = ()
     timestamp_begin_token_id: int | None = None
@@ -81,6 +83,7 @@ class Config:
             raise ValueError(f"max_frames is {self.max_frames}; it must be a multiple of {STRIDE}")
         optional_ids = ("timestamp_begin", "no_timestamps", "no_speech", "previous")
         ids = {name: getattr(self, name) for name in (*NUMBERS, *(f"{kind}_token_id" for kind in optional_ids))}
+        ids["blank_token_id"] = self.blank_token_id
         ids |= {f"the token of {name}": number for name, number in (*self.language_tokens, *self.task_tokens)}
         listed = (*self.suppressed_tokens, *self.begin_suppressed_tokens)
         ids |= {f"the suppressed token {number}": number for number in listed}
@@ -162,16 +165,15 @@ def signature(config: Config) -> dict[str, Signature]:
     }
 
 
-def task(config: Config) -> dict[str, Any] | None:
-    """What the runtime needs to know to transcribe; None with head "ctc", whose logits are for the caller."""
+def task(config: Config) -> dict[str, Any]:
+    """What the runtime needs to know to transcribe."""
+    sound = {"sample_rate": SAMPLE_RATE, "hop_length": HOP, "max_frames": config.max_frames}
     if config.head == "ctc":
-        return None
+        return {"name": "transcribe-ctc", **sound, "stride": STRIDE, "blank": config.blank_token_id}
     return {
         "name": "transcribe",
         **encoder_decoder.generation(config.decoder),
-        "sample_rate": SAMPLE_RATE,
-        "hop_length": HOP,
-        "max_frames": config.max_frames,
+        **sound,
         "begin_suppressed": list(config.begin_suppressed_tokens),
         "timestamp_begin": config.timestamp_begin_token_id,
         "no_timestamps": config.no_timestamps_token_id,

@@ -152,7 +152,14 @@ def test_ctc_names_a_token_a_frame():
     found = model.graph(ENCODER)(features(), ones())
     assert {name: value.shape for name, value in found.items()} == {"logits": (BATCH, LENGTH, TINY.vocab_size)}
     close(model(features()), found["logits"])
-    assert task(config) is None
+    assert task(config) == {
+        "name": "transcribe-ctc",
+        "sample_rate": 16000,
+        "hop_length": 160,
+        "max_frames": 128,
+        "stride": 2,
+        "blank": 0,
+    }
     assert not any(name.startswith(("decoder", "tokens")) for name in model.state_dict())
 
 
@@ -168,6 +175,7 @@ def test_ctc_names_a_token_a_frame():
         ({"head": "rnnt"}, "head 'rnnt' is not one of"),
         ({"num_heads": 4}, "hidden_size 21 is not a multiple of num_heads 4"),
         ({"eos_token_id": 101}, "eos_token_id is 101; the vocabulary has 0 to 100"),
+        ({"blank_token_id": 101}, "blank_token_id is 101; the vocabulary has 0 to 100"),
         ({"suppressed_tokens": (3, 999)}, "the suppressed token 999 is 999"),
         ({"language_tokens": (("en", 101),)}, "the token of en is 101"),
         ({"timestamp_begin_token_id": -1}, "timestamp_begin_token_id is -1"),
