@@ -1,14 +1,13 @@
-"""What the training examples share: progress, checkpoints, pictures, the export, and predictions side by side."""
+"""What the training examples share: the command line, progress, pictures, the export, and tables of what came out."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from types import ModuleType
+from typing import Annotated, Any
 
 import numpy as np
-import torch
+import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -26,19 +25,35 @@ from rich.table import Table
 from torch import nn
 
 from isoformer.export import export
-from isoformer.models.signature import Signature
+from isoformer.export.errors import ExportError
+from isoformer.export.package import refuse_taken
+from isoformer.export.source import recorded
 from isoformer.runtime.package import Package
+
+CHECKPOINT = "checkpoint.pt"
+
+Target = Annotated[Path, typer.Argument(help="Where the package goes; one that stands there is replaced.")]
+Minutes = Annotated[float, typer.Option(min=0, help="Train no longer than this, and end with the epoch or round.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an earlier run.")]
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch computes in one thread: faster for matrices this small, and the same result on any number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def program(package: Path, unit: str = "epoch") -> Iterator[tuple[Console, Console, Path]]:
+    """(what is said, what is said of the progress, the folder of the training, which stands beside the package).
+
+    What goes wrong by a mistake, as a folder at `package` that is none, or by Ctrl-C ends the program with one line.
+    """
+    out, err = Console(), Console(stderr=True)
+    folder = package.with_name(f"{package.name}-training")
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        refuse_taken(package, force=True)
+        yield out, err, folder
+    except (ExportError, OSError, ValueError) as error:
+        err.print(f"error: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        err.print(f"stopped; --resume goes on from the last whole {unit} ({folder / CHECKPOINT})", soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 def progress_bar(console: Console) -> Progress:
@@ -47,33 +62,16 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes a training's state beside `path` and renames it, so that a whole one always stands there."""
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
-def load_state(path: Path, made_with: str) -> dict[str, Any]:
-    """What `save_state` wrote, tensors and plain data alone.
-
-    Raises ValueError, one line, when there is none, it is not whole, or its "made_with" is another.
-    """
-    try:
-        state = torch.load(path, weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is not there: start without --resume") from None
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}): start without --resume") from None
-    if not isinstance(state, dict) or state.get("made_with") != made_with:
-        raise ValueError(f"{path} is of other settings or other data: start without --resume")
-    return state
+def new_figure(width: float, height: float, dpi: int = 120) -> Figure:
+    """A figure of inches that `savefig` writes as a PNG."""
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def draw_curves(curves: Mapping[str, Sequence[float]], path: Path, *, xlabel: str, ylabel: str) -> None:
     """Each curve over 1, 2, 3 …, as a PNG."""
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     for label, values in curves.items():
         marker = "o" if len(values) == 1 else None  # one point makes no line
@@ -87,19 +85,27 @@ def draw_curves(curves: Mapping[str, Sequence[float]], path: Path, *, xlabel: st
 
 
 def export_package(
+    family: ModuleType,
     model: nn.Module,
-    signature: Signature | dict[str, Signature],
     path: Path,
     console: Console,
     *,
-    task: dict[str, Any] | None,
-    provenance: dict[str, Any],
+    example: str,
+    weights: str,
+    data: str,
     files: Sequence[Any] = (),
 ) -> Package:
-    """`isoformer.export.export` with its progress shown; a package that stands at `path` is replaced.
+    """The package of a family's model, verified, its progress shown; one that stands at `path` is replaced.
 
-    Raises ExportError.
+    The manifest tells what the weights come from: which example's file, from which weights and how long they were
+    trained, on which data and under which terms. Raises ExportError.
     """
+    config = model.config
+    provenance = {
+        "family": family.__name__.rpartition(".")[2],
+        "config": recorded(config),
+        "source": {"name": f"examples/{Path(example).name}", "weights": weights, "data": data},
+    }
     with progress_bar(console) as bar:
         lines: dict[str, TaskID] = {}
 
@@ -110,14 +116,25 @@ def export_package(
 
         return export(
             model,
-            signature,
+            family.signature(config),
             path,
-            task=task,
+            task=family.task(config),
             files=files,
             provenance=provenance,
             force=True,
             progress=show,
         )
+
+
+def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Rows that begin with a name and go on with a value of each heading."""
+    made = Table(title=title, title_justify="left")
+    made.add_column("")
+    for heading in headings:
+        made.add_column(heading, justify="right")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def side_by_side(
@@ -128,14 +145,9 @@ def side_by_side(
     metrics: name → both values as they are to be read; predictions: one row an item. what: names the items.
     """
     same = (in_torch == in_onnx_runtime).reshape(len(in_torch), -1).all(1)
-    table = Table(title=f"{what}, {len(in_torch)} items", title_justify="left")
-    table.add_column("")
-    for heading in ("PyTorch", "ONNX Runtime"):
-        table.add_column(heading, justify="right")
-    for name, (ours, theirs) in metrics.items():
-        table.add_row(name, ours, theirs)
-    table.add_row("same prediction", "", f"{int(same.sum())} of {len(same)} ({same.mean():.2%})")
+    rows = [(name, *values) for name, values in metrics.items()]
+    rows.append(("same prediction", "", f"{int(same.sum())} of {len(same)} ({same.mean():.2%})"))
     if not same.all():
         places = np.flatnonzero(~same)
-        table.add_row("different at", "", ", ".join(str(place) for place in places[:10]) + " …" * (len(places) > 10))
-    return table
+        rows.append(("different at", "", ", ".join(str(place) for place in places[:10]) + " …" * (len(places) > 10)))
+    return table(f"{what}, {len(in_torch)} items", ("PyTorch", "ONNX Runtime"), rows)

@@ -2,7 +2,7 @@
 
     python -m examples.train_contrastive demo/clip
 
-    digits.py              the pictures, the split, the training loop
+    digits.py              the pictures, the split, what a batch is
     train_contrastive.py   this file: the captions, the loss, zero-shot classes
 
 A picture is learned with one of several captions ("the digit three", "a handwritten 3"); on the test part it is given
@@ -22,10 +22,9 @@ from sklearn.metrics import accuracy_score
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
-from examples.common import export_package, side_by_side
-from examples.digits import NAMES, Digits, Part, Recipe, Trainer, read_digits, run_epochs
-from isoformer.export.errors import ExportError
-from isoformer.export.package import refuse_taken
+from examples.common import Minutes, Resume, Target, export_package, program, side_by_side
+from examples.digits import NAMES, SOURCE, Digits, Part, Recipe, naming, read_digits
+from examples.training import Training
 from isoformer.models.checkpoints import TextFile
 from isoformer.models.families import contrastive, vision
 from isoformer.models.families.contrastive import Config, Model
@@ -35,6 +34,7 @@ from isoformer.runtime import Graphs
 TEMPLATES = ("the digit {}", "a picture of the number {}", "a handwritten {}", "{}")
 HELD_OUT = "a picture of the digit {}"  # its words are known, the sentence is not
 RECIPE = Recipe(epochs=80)
+VALIDATION = 360  # digits
 EOS = "[EOS]"
 
 
@@ -83,7 +83,7 @@ def configuration(vocabulary: int) -> Config:
     )
 
 
-def new_trainer(recipe: Recipe, digits: Digits, tokenizer: Tokenizer) -> Trainer[Model]:
+def new_training(recipe: Recipe, digits: Digits, tokenizer: Tokenizer) -> Training[Model]:
     """An untrained model, its weights drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     model = Model(configuration(tokenizer.get_vocab_size()))
@@ -100,7 +100,7 @@ def new_trainer(recipe: Recipe, digits: Digits, tokenizer: Tokenizer) -> Trainer
         target = alike / alike.sum(1, keepdim=True)
         return (F.cross_entropy(out["logits_per_image"], target) + F.cross_entropy(out["logits_per_text"], target)) / 2
 
-    return Trainer(model, loss, recipe, digits.digest())
+    return naming(model, loss, lambda part: predict(model, tokenizer, part, TEMPLATES[0]), recipe, digits)
 
 
 @torch.no_grad()
@@ -120,24 +120,18 @@ def predict_in_runtime(package: Path, tokenizer: Tokenizer, part: Part, template
     return graphs["model"].run(inputs)["logits_per_image"].argmax(-1)
 
 
-def ship(trainer: Trainer[Model], tokenizer: Tokenizer, path: Path, console: Console) -> None:
+def ship(training: Training[Model], tokenizer: Tokenizer, path: Path, console: Console) -> None:
     """Writes the package, verified; it replaces a package that stands at `path`."""
-    config = trainer.model.config
+    origin, files = f"random, trained for {training.length()}", [TextFile("tokenizer.json", tokenizer.to_str())]
     export_package(
-        trainer.model,
-        contrastive.signature(config),
-        path,
-        console,
-        task=contrastive.task(config),
-        files=[TextFile("tokenizer.json", tokenizer.to_str())],
-        provenance={"source": "examples/train_contrastive.py", "data": "scikit-learn's digits (UCI, CC BY 4.0)"},
+        contrastive, training.model, path, console, example=__file__, weights=origin, data=SOURCE, files=files
     )
 
 
-def report(package: Path, trainer: Trainer[Model], tokenizer: Tokenizer, digits: Digits, console: Console) -> None:
+def report(package: Path, model: Model, tokenizer: Tokenizer, digits: Digits, console: Console) -> None:
     """Zero-shot accuracy from PyTorch and ONNX Runtime, with captions of training and with the one held out."""
     for template in (TEMPLATES[0], HELD_OUT):
-        ours = predict(trainer.model, tokenizer, digits.test, template)
+        ours = predict(model, tokenizer, digits.test, template)
         theirs = predict_in_runtime(package, tokenizer, digits.test, template)
         shares = tuple(f"{accuracy_score(digits.test.labels, found):.2%}" for found in (ours, theirs))
         title = f'digits, test part, by "{template.format("…")}"'
@@ -145,42 +139,21 @@ def report(package: Path, trainer: Trainer[Model], tokenizer: Tokenizer, digits:
 
 
 def main(
-    package: Annotated[Path, typer.Argument(help="Where the package goes; one that stands there is replaced.")],
+    package: Target,
     epochs: Annotated[int, typer.Option(min=1, help="How often every picture is seen, in all.")] = RECIPE.epochs,
-    minutes: Annotated[float, typer.Option(min=0, help="Train no longer than this, and end with the epoch.")] = 60.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an earlier run.")] = False,
+    minutes: Minutes = 60.0,
+    resume: Resume = False,
 ) -> None:
     """Trains a tiny CLIP on handwritten digits and captions and ships it as an ONNX package."""
-    out, err = Console(), Console(stderr=True)
-    folder = package.with_name(f"{package.name}-training")
-    try:
-        refuse_taken(package, force=True)
-        digits, tokenizer = read_digits(), make_tokenizer()
-        trainer = new_trainer(Recipe(epochs=epochs), digits, tokenizer)
-        if resume:
-            trainer.load(folder / "checkpoint.pt")
-        folder.mkdir(parents=True, exist_ok=True)
-        part = digits.validation
-        run_epochs(
-            trainer,
-            digits.training,
-            lambda: float((predict(trainer.model, tokenizer, part, TEMPLATES[0]) == part.labels).mean()),
-            folder,
-            minutes=minutes,
-            console=err,
-        )
-        ship(trainer, tokenizer, package, err)
-    except (ExportError, OSError, ValueError) as error:
-        err.print(f"error: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        err.print(f"stopped; --resume goes on from the last whole epoch ({folder / 'checkpoint.pt'})", soft_wrap=True)
-        raise typer.Exit(130) from None
-    report(package, trainer, tokenizer, digits, out)
-    trainer.draw(folder / "training.png")
-    out.print(
-        f'training: {folder / "training.png"}; try: isoformer run {package} digit.png "the digit six" "the digit nine"'
-    )
+    with program(package) as (out, err, folder):
+        digits, tokenizer = read_digits(VALIDATION), make_tokenizer()
+        training = new_training(Recipe(epochs=epochs), digits, tokenizer)
+        training.start(folder, resume)
+        training.run(folder, err, rounds=epochs, minutes=minutes)
+        ship(training, tokenizer, package, err)
+        report(package, training.model, tokenizer, digits, out)
+        example = f'isoformer run {package} digit.png "the digit six" "the digit nine"'
+        out.print(f"training: {folder / 'training.png'}; try: {example}")
 
 
 if __name__ == "__main__":

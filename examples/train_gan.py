@@ -13,25 +13,24 @@ whole round, and `--resume` goes on from there to the very same result.
 """
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
 from rich.console import Console
-from rich.table import Table
 from sklearn.neighbors import NearestNeighbors
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from examples import digit_levels, loop
-from examples.common import export_package
-from examples.digit_levels import LEVELS, SIDE, Digits, Part
-from isoformer.export.package import refuse_taken
+from examples.common import Minutes, Resume, Target, export_package, program, table
+from examples.digits import LEVELS, SIDE, SOURCE, Digits, Part, read_digits
+from examples.training import Picture, Step, Training, weights
 from isoformer.models.families import gan
 from isoformer.models.families.gan import DISCRIMINATOR, GENERATOR, Config, Model
 from isoformer.runtime import Graphs
@@ -71,6 +70,7 @@ class Recipe:
 
 
 RECIPE = Recipe()
+VALIDATION = 180  # digits
 SHEET = 80  # pictures of the sheet, of the seeds 0, 1, …
 COMPARED = 1000  # pictures that are compared between the runtimes
 
@@ -92,56 +92,49 @@ class Networks:
             mean.lerp_(weight, 1 - share)
 
 
-def new_training(networks: Networks, recipe: Recipe, data: Digits) -> loop.Training:
+def new_training(networks: Networks, recipe: Recipe, data: Digits) -> Training[Model]:
     """The training of new networks; a round is `recipe.steps` steps of each."""
     model = networks.trained
-    parts: dict[str, nn.Module] = {GENERATOR: model.generator, DISCRIMINATOR: model.discriminator}
-    rates = {GENERATOR: recipe.rate, DISCRIMINATOR: recipe.discriminator_rate}
-    optimizers = {
-        name: torch.optim.Adam(part.parameters(), lr=rates[name], betas=(0.0, 0.99)) for name, part in parts.items()
-    }
+    generators, discriminators = (
+        torch.optim.Adam(part.parameters(), lr=rate, betas=(0.0, 0.99))
+        for part, rate in ((model.generator, recipe.rate), (model.discriminator, recipe.discriminator_rate))
+    )
     images = to_pixel_values(data.training)
 
-    def discriminate() -> float:
-        real = moved(images[torch.randint(len(images), (recipe.batch,))])
-        with torch.no_grad():
-            fake = moved(model.generate(torch.randn(recipe.batch, model.config.latent_size)))
-        scores = model.score(torch.cat([real, fake]))
-        loss = F.softplus(-scores[: len(real)]).mean() + F.softplus(scores[len(real) :]).mean()
-        _step(optimizers[DISCRIMINATOR], loss)
-        return loss.item()
+    def real() -> Tensor:
+        return moved(images[torch.randint(len(images), (recipe.batch,))])
 
-    def flatten_slope() -> float:
-        real = moved(images[torch.randint(len(images), (recipe.batch,))]).requires_grad_()
+    def fake() -> Tensor:
+        return moved(model.generate(torch.randn(recipe.batch, model.config.latent_size)))
+
+    def steepness() -> Tensor:
+        x = real().requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):  # the one whose gradient has a gradient
-            (slope,) = torch.autograd.grad(model.score(real).sum(), real, create_graph=True)
-            steepness = slope.square().sum((1, 2, 3)).mean()
-            _step(optimizers[DISCRIMINATOR], recipe.every * recipe.penalty / 2 * steepness)
-        return steepness.item()
+            (slope,) = torch.autograd.grad(model.score(x).sum(), x, create_graph=True)
+        return slope.square().sum((1, 2, 3)).mean()
 
-    def generate() -> float:
-        loss = F.softplus(-model.score(moved(model.generate(torch.randn(recipe.batch, model.config.latent_size)))))
-        _step(optimizers[GENERATOR], loss.mean())
-        networks.average(recipe.average)
-        return loss.mean().item()
+    def told_apart() -> Tensor:
+        with torch.no_grad():
+            both = torch.cat([real(), fake()])
+        scores = model.score(both)
+        return F.softplus(-scores[: recipe.batch]).mean() + F.softplus(scores[recipe.batch :]).mean()
 
-    def one_round() -> dict[str, float]:
-        said: dict[str, list[float]] = {"discriminator": [], "squared gradient (R1)": [], "generator": []}
+    def steps(_: int) -> Iterator[Step]:
         for step in range(recipe.steps):
             if step % recipe.every == 0:
-                said["squared gradient (R1)"].append(flatten_slope())
-            said["discriminator"].append(discriminate())
-            said["generator"].append(generate())
-        return {name: float(np.mean(values)) for name, values in said.items()}
+                penalty = steepness()
+                loss = recipe.every * recipe.penalty / 2 * penalty
+                yield Step(loss, discriminators, curve="squared gradient (R1)", shown=penalty)
+            yield Step(told_apart(), discriminators, curve="discriminator")
+            yield Step(F.softplus(-model.score(fake())).mean(), generators, curve="generator")
+            networks.average(recipe.average)
 
+    parts: dict[str, Any] = {"generators": generators, "discriminators": discriminators}
     parts["mean generator"] = networks.shipped.generator
-    return loop.Training(parts, dict(optimizers), one_round, f"{model.config} {recipe} {data.digest()}")
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    settings = f"{model.config} {recipe} {data.digest()}"
+    count = 2 * recipe.steps + math.ceil(recipe.steps / recipe.every)
+    pictures = (Picture("loss.png", "loss"),)
+    return Training(model, parts, settings, steps, count, pictures, unit="round", clip=None)
 
 
 def moved(pixel_values: Tensor) -> Tensor:
@@ -201,7 +194,8 @@ def report(package: Path, model: Model, data: Digits, folder: Path, console: Con
         ours = model.generate(torch.from_numpy(noise))
         judged = model.score(ours).numpy()
     theirs = graphs[GENERATOR].run(generate_image.inputs(task, noise))["pixel_values"]
-    scores = graphs[DISCRIMINATOR].run({"pixel_values": ours.numpy(), "patch_mask": _whole(len(noise))})["scores"]
+    whole = np.ones((COMPARED, model.config.grid_rows, model.config.grid_columns), np.int64)
+    scores = graphs[DISCRIMINATOR].run({"pixel_values": ours.numpy(), "patch_mask": whole})["scores"]
     pixels = [generate_image.to_uint8(values) for values in (ours.numpy(), theirs)]
     found = {
         "largest difference of a pixel": float(np.abs(ours.numpy() - theirs).max()),
@@ -217,7 +211,12 @@ def report(package: Path, model: Model, data: Digits, folder: Path, console: Con
         highlight=False,
     )
     drawn = pixels[1][: len(data.test)] / 255
-    console.print(as_table(judge(drawn, data.training, data.test), f"Beside {len(data.test)} test images"))
+    judged_by = ("Fréchet distance", "nearest neighbour of its own kind")
+    rows = [
+        (name, f"{row['Fréchet']:.3f}", f"{row['neighbours']:.1%}")
+        for name, row in judge(drawn, data.training, data.test).items()
+    ]
+    console.print(table(f"Beside {len(data.test)} test images", judged_by, rows))
     console.print(
         "Fréchet sees means and covariances of pixels alone, so a normal distribution that has them does well; by "
         "their nearest neighbours images are told apart more sharply (50 % is the best). Neither says whether a "
@@ -230,49 +229,30 @@ def report(package: Path, model: Model, data: Digits, folder: Path, console: Con
     return found
 
 
-def as_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
-    """What `judge` found."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for heading in ("Fréchet distance", "nearest neighbour of its own kind"):
-        table.add_column(heading, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, f"{row['Fréchet']:.3f}", f"{row['neighbours']:.1%}")
-    return table
-
-
-def _whole(count: int) -> np.ndarray:
-    return np.ones((count, CONFIG.grid_rows, CONFIG.grid_columns), np.int64)
+def ship(networks: Networks, training: Training[Model], path: Path, console: Console) -> None:
+    """Writes the package, verified; it replaces a package that stands at `path`."""
+    origin = f"random, trained for {training.length()}; the generator's running mean"
+    export_package(gan, networks.shipped, path, console, example=__file__, weights=origin, data=SOURCE)
 
 
 def main(
-    package: Annotated[Path, typer.Argument(help="Where the package goes; one that stands there is replaced.")],
+    package: Target,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the training, in all.")] = RECIPE.rounds,
-    minutes: Annotated[float, typer.Option(min=0, help="Train no longer than this, and end with the round.")] = 60.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an earlier run.")] = False,
+    minutes: Minutes = 60.0,
+    resume: Resume = False,
 ) -> None:
     """Trains a GAN of two Transformers on digits and ships it as an ONNX package."""
-    out, err = Console(), Console(stderr=True)
-    folder = package.with_name(f"{package.name}-training")
-    with loop.one_line_errors(err, folder / "checkpoint.pt"):
-        refuse_taken(package, force=True)
-        data, networks = digit_levels.read(), Networks(CONFIG, RECIPE.seed)
+    with program(package, "round") as (out, err, folder):
+        data, networks = read_digits(VALIDATION), Networks(CONFIG, RECIPE.seed)
         training = new_training(networks, RECIPE, data)
-        weights = (
-            sum(weight.numel() for weight in part.parameters())
-            for part in (networks.trained.generator, networks.trained.discriminator)
+        training.start(folder, resume)
+        counts = [weights(part) for part in (networks.trained.generator, networks.trained.discriminator)]
+        out.print(
+            f"{len(data.training)} digits for training; generator {counts[0]:,}, discriminator {counts[1]:,} weights",
+            highlight=False,
         )
-        counts = "generator {:,}, discriminator {:,} weights".format(*weights)
-        out.print(f"{len(data.training)} digits for training; {counts}", highlight=False)
-        loop.train(training, folder, rounds=rounds, minutes=minutes, ylabel="loss", resume=resume, console=err)
-        export_package(
-            networks.shipped,
-            gan.signature(CONFIG),
-            package,
-            err,
-            task=gan.task(CONFIG),
-            provenance={"source": "examples/train_gan.py", "data": "scikit-learn's digits (BSD-3-Clause)"},
-        )
+        training.run(folder, err, rounds=rounds, minutes=minutes)
+        ship(networks, training, package, err)
         report(package, networks.shipped, data, folder, out)
 
 

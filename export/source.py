@@ -77,7 +77,7 @@ def _checkpoint(path: Path, task: str | None, options: list[str]) -> Source:
         family.signature(config),
         family.task(config),
         found.files,
-        {"family": found.family, "config": _recorded(config), "source": found.source},
+        {"family": found.family, "config": recorded(config), "source": found.source},
         (*unused, *found.notes),
     )
 
@@ -85,11 +85,11 @@ def _checkpoint(path: Path, task: str | None, options: list[str]) -> Source:
 def _family(name: str, task: str | None, options: list[str]) -> Source:
     family = registry.load(name)
     config = configured(family.TINY, [*([f"task={task}"] if task else []), *options])
-    provenance = {"family": name, "config": _recorded(config), "source": {"name": name, "weights": "random"}}
+    provenance = {"family": name, "config": recorded(config), "source": {"name": name, "weights": "random"}}
     return Source(family.Model(config).eval(), family.signature(config), family.task(config), (), provenance)
 
 
-def _recorded(config: Any) -> dict[str, Any]:
+def recorded(config: Any) -> dict[str, Any]:
     """The configuration for the manifest; a part that is a dataclass of its own carries its name as "kind"."""
     record = asdict(config)
     for field in fields(config):
