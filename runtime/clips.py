@@ -1,15 +1,14 @@
 """Video files as frames. Needs the extra `video` (PyAV, https://pyav.basswood-io.com)."""
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from isoformer.runtime.errors import InputError, IsoformerError
+from isoformer.runtime.errors import InputError
+from isoformer.runtime.extras import library
 
 MAX_SIDE = 2**14
 SHARE_OF_FRAMES = 0.95  # of those that the file's head promises: a few may be hidden by an edit list
@@ -54,7 +53,7 @@ def middle_square(frames: np.ndarray, side: int) -> np.ndarray:
 
 def _decoded(path: str | Path) -> Iterator[Any]:
     """The frames in the order in which they are shown; InputError at the end where there are too few."""
-    av, count = _pyav(), 0
+    av, count = library("av"), 0
     with _opened(path) as container:
         if not container.streams.video:
             raise InputError(f"{path} holds no video")
@@ -89,7 +88,8 @@ def _scaled(frame: Any, size: tuple[int, int]) -> np.ndarray:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
-    av = _pyav()
+    av = library("av")
+    av.logging.set_level(av.logging.PANIC)  # what is wrong is said by the errors
     if not str(path).strip():
         raise InputError("the name of a video file is empty")
     if not Path(path).is_file():
@@ -100,12 +100,3 @@ def _opened(path: str | Path) -> Iterator[Any]:
         raise InputError(f"{path} cannot be read as video: {error.strerror}") from None
     with container:
         yield container
-
-
-def _pyav() -> ModuleType:
-    try:
-        av = importlib.import_module("av")
-    except (ImportError, OSError) as error:
-        raise IsoformerError(f"video needs PyAV ({error}): pip install 'isoformer[video]'") from error
-    av.logging.set_level(av.logging.PANIC)  # what is wrong is said by the errors
-    return av
