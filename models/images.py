@@ -78,7 +78,7 @@ class Preprocessor(nn.Module):
     Resizing is Pillow's `Image.resize`, horizontally and then vertically, both limited to 0 … 255; a picture that
     shrinks is smoothed by a filter as wide as its pixels become (antialiasing). Pillow rounds to whole numbers after
     each, which this does not, so the two differ by about one of 255; by more where bicubic overshoots the limits in
-    both directions and Pillow, since version 12, begins with the height because it shrinks more.
+    both directions and Pillow 12 begins with the height because it shrinks more.
     """
 
     scale: Tensor

@@ -1,12 +1,11 @@
 """Sound files as numbers: mono, 16 kHz, float32. Needs the extra `audio` (soundfile, soxr)."""
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from isoformer.runtime.errors import InputError, IsoformerError
+from isoformer.runtime.errors import InputError
+from isoformer.runtime.extras import library
 
 SAMPLE_RATE = 16000
 
@@ -17,7 +16,7 @@ def read(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     Channels are averaged; another rate is resampled with soxr (https://sourceforge.net/p/soxr).
     Raises InputError for a file that is missing, no sound, damaged or empty, and IsoformerError where a library lacks.
     """
-    soundfile = _library("soundfile")
+    soundfile = library("soundfile")
     if not str(path).strip():
         raise InputError("the name of a sound file is empty")
     path = Path(path)
@@ -32,7 +31,7 @@ def read(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
         raise InputError(f"{path} cannot be read as sound: {why}") from None
     sound = channels.mean(axis=1, dtype=np.float32)
     if rate != sample_rate and sound.size:
-        sound = _library("soxr").resample(sound, rate, sample_rate).astype(np.float32, copy=False)
+        sound = library("soxr").resample(sound, rate, sample_rate).astype(np.float32, copy=False)
     if not sound.size:
         raise InputError(f"{path} holds no sound")
     if not np.isfinite(sound).all():
@@ -44,10 +43,3 @@ def window(sound: np.ndarray, begin: int, length: int) -> np.ndarray:
     """The samples from `begin` on, `length` of them: silence (0) behind the end of the sound."""
     piece = sound[begin : begin + length]
     return np.pad(piece, (0, length - len(piece)))
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError) as error:  # OSError: the library behind soundfile is not there
-        raise IsoformerError(f"sound needs {name} ({error}): pip install 'isoformer[audio]'") from error

@@ -1,32 +1,37 @@
 """Video files as frames. Needs the extra `video` (PyAV, https://pyav.basswood-io.com)."""
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from isoformer.runtime.errors import InputError, IsoformerError
+from isoformer.runtime.errors import InputError
+from isoformer.runtime.extras import library
 
 MAX_SIDE = 2**14
 SHARE_OF_FRAMES = 0.95  # of those that the file's head promises: a few may be hidden by an edit list
 
 
-def read(path: str | Path, short_side: int | None = None) -> np.ndarray:
-    """All frames of a video file: (frames, H, W, 3) uint8, RGB; scaled (bicubic) so that their shorter side is
-    `short_side`, or as they are.
+def read(
+    path: str | Path, short_side: int | None = None, choose: Callable[[int], np.ndarray] | None = None
+) -> np.ndarray:
+    """Frames of a video file: (frames, H, W, 3) uint8, RGB; scaled (bicubic) so that their shorter side is
+    `short_side`, or as they are. Where the size changes on the way, all have the first one's.
 
+    choose: from how many frames there are to the places of those that are wanted, ascending; without it all are, which
+    a long video needs the memory for.
     Raises InputError for a file that is missing, no video, damaged or cut off, and IsoformerError without PyAV.
     """
-    with _opened(path) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in _scaled(container, path, short_side)]
-        promised = container.streams.video[0].frames  # 0 where the file does not say
-    if len(frames) < SHARE_OF_FRAMES * max(1, promised):
-        raise InputError(f"{path} cannot be read as video: it ends after {len(frames)} of {max(1, promised)} frames")
-    return np.stack(frames)
+    places, size, found = None, None, list[np.ndarray]()
+    if choose is not None:
+        places = set(choose(sum(1 for _ in _decoded(path))).tolist())
+    for number, frame in enumerate(_decoded(path)):
+        size = size or _size(frame, path, short_side)
+        if places is None or number in places:
+            found.append(_scaled(frame, size))
+    return np.stack(found)
 
 
 def evenly(count: int, wanted: int, stride: int | None = None) -> np.ndarray:
@@ -46,27 +51,45 @@ def middle_square(frames: np.ndarray, side: int) -> np.ndarray:
     return frames[:, top : top + side, left : left + side]
 
 
-def _scaled(container: Any, path: str | Path, short_side: int | None) -> Iterator[Any]:
-    """The frames in the order in which they are shown."""
-    av = _pyav()
-    if not container.streams.video:
-        raise InputError(f"{path} holds no video")
-    try:
-        for frame in container.decode(video=0):
-            sides = (frame.width, frame.height)
-            if max(sides) > MAX_SIDE:
-                raise InputError(f"{path} has frames of {sides[0]} × {sides[1]} pixels; a side has {MAX_SIDE} at most")
-            if short_side is not None:
-                width, height = (round(side * short_side / min(sides)) for side in sides)
-                frame = frame.reformat(width=width, height=height, interpolation="BICUBIC")
-            yield frame
-    except av.error.FFmpegError as error:
-        raise InputError(f"{path} cannot be read as video: {error.strerror}") from None
+def _decoded(path: str | Path) -> Iterator[Any]:
+    """The frames in the order in which they are shown; InputError at the end where there are too few."""
+    av, count = library("av"), 0
+    with _opened(path) as container:
+        if not container.streams.video:
+            raise InputError(f"{path} holds no video")
+        promised = max(1, container.streams.video[0].frames)  # 0 where the file does not say
+        try:
+            for frame in container.decode(video=0):
+                yield frame
+                count += 1
+        except av.error.FFmpegError as error:
+            raise InputError(f"{path} cannot be read as video: {error.strerror}") from None
+    if count < SHARE_OF_FRAMES * promised:
+        raise InputError(f"{path} cannot be read as video: it ends after {count} of {promised} frames")
+
+
+def _size(frame: Any, path: str | Path, short_side: int | None) -> tuple[int, int]:
+    """(width, height) of what is read of a file whose first frame this is."""
+    sides = (frame.width, frame.height)
+    if max(sides) > MAX_SIDE:
+        raise InputError(f"{path} has frames of {sides[0]} × {sides[1]} pixels; a side has {MAX_SIDE} at most")
+    if short_side is None:
+        return sides
+    width, height = (round(side * short_side / min(sides)) for side in sides)
+    return width, height
+
+
+def _scaled(frame: Any, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) of a frame, as it is where it has that size."""
+    if (frame.width, frame.height) != size:
+        frame = frame.reformat(width=size[0], height=size[1], interpolation="BICUBIC")
+    return frame.to_ndarray(format="rgb24")
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
-    av = _pyav()
+    av = library("av")
+    av.logging.set_level(av.logging.PANIC)  # what is wrong is said by the errors
     if not str(path).strip():
         raise InputError("the name of a video file is empty")
     if not Path(path).is_file():
@@ -77,12 +100,3 @@ def _opened(path: str | Path) -> Iterator[Any]:
         raise InputError(f"{path} cannot be read as video: {error.strerror}") from None
     with container:
         yield container
-
-
-def _pyav() -> ModuleType:
-    try:
-        av = importlib.import_module("av")
-    except (ImportError, OSError) as error:
-        raise IsoformerError(f"video needs PyAV ({error}): pip install 'isoformer[video]'") from error
-    av.logging.set_level(av.logging.PANIC)  # what is wrong is said by the errors
-    return av

@@ -1,15 +1,14 @@
 """Picture files as pixels, and through a package's preprocessor. Needs the extra `image` (Pillow)."""
 
-import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from isoformer.runtime.errors import InputError, IsoformerError
+from isoformer.runtime.errors import InputError
+from isoformer.runtime.extras import library
 from isoformer.runtime.session import Graphs, Session
 
 BATCH_SIZE = 16
@@ -23,7 +22,7 @@ def read(path: str | Path, channels: int = 3) -> np.ndarray:
     frames the first is read.
     Raises InputError for a file that is missing, no picture, damaged or too large, and IsoformerError without Pillow.
     """
-    library = _library("PIL.Image")
+    pillow = library("PIL.Image")
     if not str(path).strip():
         raise InputError("the name of a picture file is empty")
     path = Path(path)
@@ -35,12 +34,12 @@ def read(path: str | Path, channels: int = 3) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata
-            warnings.simplefilter("error", library.DecompressionBombWarning)
-            with library.open(path) as image:
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            with pillow.open(path) as image:
                 pixels = _pixels(image, mode)
-    except (library.DecompressionBombError, library.DecompressionBombWarning):
-        raise InputError(f"{path} has more than {library.MAX_IMAGE_PIXELS:,} pixels; make it smaller first") from None
-    except library.UnidentifiedImageError:
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
+        raise InputError(f"{path} has more than {pillow.MAX_IMAGE_PIXELS:,} pixels; make it smaller first") from None
+    except pillow.UnidentifiedImageError:
         raise InputError(f"{path} is not a picture that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF)") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read as a picture: {' '.join(str(error).split())}") from None
@@ -48,15 +47,15 @@ def read(path: str | Path, channels: int = 3) -> np.ndarray:
 
 
 def _pixels(image: Any, mode: str) -> np.ndarray:
-    image = _library("PIL.ImageOps").exif_transpose(image)
+    image = library("PIL.ImageOps").exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its numbers are of floating point; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
-        image = _library("PIL.Image").fromarray((wide >> 8 if wide.max() > 255 else wide).clip(0, 255).astype(np.uint8))
+        image = library("PIL.Image").fromarray((wide >> 8 if wide.max() > 255 else wide).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = _library("PIL.Image").alpha_composite(_library("PIL.Image").new("RGBA", image.size, "white"), image)
+        image = library("PIL.Image").alpha_composite(library("PIL.Image").new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert(mode))
 
 
@@ -82,10 +81,3 @@ def run_batches(
         values = np.concatenate([pixel_values(graphs[PREPROCESSOR], path) for path in chosen])
         yield from graphs[graph].run({"pixel_values": values}, [output])[output]
         progress(len(chosen))
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise IsoformerError(f"pictures need Pillow ({error}): pip install 'isoformer[image]'") from error

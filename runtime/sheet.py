@@ -1,14 +1,13 @@
 """Small pictures as a PNG file or as characters. A PNG needs the extra `image` (Pillow)."""
 
-import importlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from isoformer.runtime.errors import InputError, IsoformerError
+from isoformer.runtime.errors import InputError
+from isoformer.runtime.extras import library
 
 COLUMNS = 10
 SIDE = 64  # pixels that the longer side of a picture has at least: each of its own becomes a square
@@ -24,7 +23,7 @@ def refuse(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise InputError(f"{path} cannot be written: {why}")
-    _pillow()
+    library("PIL.Image")
 
 
 def arrange(pictures: Sequence[np.ndarray], columns: int = COLUMNS) -> np.ndarray:
@@ -53,7 +52,7 @@ def save(picture: np.ndarray, path: Path) -> None:
     beside = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
         with beside.open("xb") as file:
-            _pillow().fromarray(np.ascontiguousarray(picture)).save(file, format="PNG")
+            library("PIL.Image").fromarray(np.ascontiguousarray(picture)).save(file, format="PNG")
         beside.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
@@ -66,10 +65,3 @@ def as_text(picture: np.ndarray) -> str:
     grey = picture.astype(np.float64).reshape(*picture.shape[:2], -1).mean(2)
     shades = np.minimum((grey / 256 * len(SHADES)).astype(int), len(SHADES) - 1)
     return "\n".join("".join(2 * SHADES[shade] for shade in row).rstrip() for row in shades)
-
-
-def _pillow() -> ModuleType:
-    try:
-        return importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise IsoformerError(f"a PNG needs Pillow ({error}): pip install 'isoformer[image]'") from error

@@ -48,6 +48,40 @@ def test_the_shorter_side_is_scaled(clip):
     np.testing.assert_allclose(found[10, 12, :, 1], np.linspace(2, 248, 32), atol=12)
 
 
+def test_chosen_frames_are_those_of_the_whole(clip):
+    counts = []
+
+    def choose(count: int) -> np.ndarray:
+        counts.append(count)
+        return np.array([0, 7, 19])
+
+    np.testing.assert_array_equal(clips.read(clip, 24, choose), clips.read(clip, 24)[[0, 7, 19]])
+    assert counts == [COUNT]
+
+
+def test_a_size_that_changes_on_the_way(tmp_path):
+    """Two streams of JPEG pictures, one behind the other: the file is one video of two sizes."""
+    parts = []
+    for number, size in enumerate(((48, 64), (24, 40))):
+        with av.open(str(tmp_path / f"{number}.mjpeg"), "w", format="mjpeg") as container:
+            stream = container.add_stream("mjpeg", rate=10)
+            stream.height, stream.width, stream.pix_fmt = *size, "yuvj420p"
+            for _ in range(3):
+                frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 90, np.uint8), format="rgb24")
+                for packet in stream.encode(frame.reformat(format="yuvj420p")):
+                    container.mux(packet)
+            for packet in stream.encode():
+                container.mux(packet)
+        parts.append((tmp_path / f"{number}.mjpeg").read_bytes())
+    (tmp_path / "both.mjpeg").write_bytes(b"".join(parts))
+    found = clips.read(tmp_path / "both.mjpeg")
+    np.testing.assert_array_equal(
+        clips.read(tmp_path / "both.mjpeg", choose=lambda n: np.array([1, n - 1])), found[[1, 5]]
+    )
+    assert found.shape == (6, 48, 64, 3)
+    np.testing.assert_allclose(found, 90, atol=6)
+
+
 def test_evenly():
     assert clips.evenly(100, 4).tolist() == [12, 37, 62, 87]
     assert clips.evenly(3, 4).tolist() == [0, 1, 2]
