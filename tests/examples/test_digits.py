@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the examples are not installed
 
 from examples import digits, train_contrastive, train_vision  # noqa: E402
-from examples.common import one_thread  # noqa: E402
+from examples.training import Training, threads  # noqa: E402
+from isoformer.runtime import load  # noqa: E402
+from tests.conftest import export_small  # noqa: E402
 
 QUIET = Console(file=io.StringIO(), width=120)
 
@@ -24,86 +26,85 @@ QUIET = Console(file=io.StringIO(), width=120)
 @pytest.fixture(scope="module")
 def small() -> digits.Digits:
     """A few of them."""
-    whole = digits.read_digits()
-    few = [digits.Part(p.pixels[:60], p.labels[:60]) for p in (whole.training, whole.validation, whole.test)]
+    whole = digits.read_digits(360)
+    few = [digits.Part(p.images[:60], p.labels[:60]) for p in (whole.training, whole.validation, whole.test)]
     return digits.Digits(*few)
 
 
-def classifier(small: digits.Digits, epochs: int = 4):
+def classifier(small: digits.Digits, epochs: int = 4) -> Training:
     config = dataclasses.replace(
         train_vision.CONFIG, hidden_size=12, num_heads=2, num_layers=1, intermediate_size=16, patch_size=4
     )
-    return train_vision.new_trainer(digits.Recipe(epochs=epochs, batch=30), small, config)
-
-
-def run(trainer, small: digits.Digits, folder: Path, minutes: float = 9) -> None:
-    folder.mkdir(exist_ok=True)
-    digits.run_epochs(trainer, small.training, lambda: 0.5, folder, minutes=minutes, console=QUIET)
+    return train_vision.new_training(digits.Recipe(epochs=epochs, batch=30), small, config)
 
 
 def test_the_parts_share_no_picture_and_hold_every_class_alike():
-    found = digits.read_digits()
+    found = digits.read_digits(360)
     parts = (found.training, found.validation, found.test)
     assert [len(part.labels) for part in parts] == [1077, 360, 360]
-    assert found.digest() == digits.read_digits().digest() != digits.read_digits(1).digest()
+    assert found.digest() == digits.read_digits(360).digest() != digits.read_digits(360, seed=1).digest()
+    np.testing.assert_array_equal(digits.read_digits(180).test.images, found.test.images)
     images = [{pixels.tobytes() for pixels in part.pixels} for part in parts]
     assert not images[0] & images[1] | images[0] & images[2] | images[1] & images[2]
     for part in parts:
         assert np.bincount(part.labels).min() > 0.085 * len(part.labels)
         assert part.pixels.dtype == np.uint8
         assert (part.pixels.min(), part.pixels.max()) == (0, 255)
+        assert (part.images.min(), part.images.max()) == (0, digits.LEVELS - 1)
+        assert len(part) == len(part.images)
 
 
 def test_resumed_training_is_the_very_same(small, tmp_path):
     whole = classifier(small)
-    run(whole, small, tmp_path / "whole")
+    whole.start(tmp_path / "whole")
+    whole.run(tmp_path / "whole", QUIET, rounds=4, minutes=9)
     first = classifier(small)
-    with one_thread():  # as run_epochs does: sums in another order would be other sums
-        first.train_epoch(small.training, lambda: 0.5)
-    first.save(tmp_path / "checkpoint.pt")
+    first.start(tmp_path / "parts")
+    first.run(tmp_path / "parts", QUIET, rounds=1, minutes=9)
     second = classifier(small)
     torch.manual_seed(99)  # another process
-    second.load(tmp_path / "checkpoint.pt")
-    run(second, small, tmp_path)
-    assert second.history == whole.history
-    assert whole.history.loss[-1] < whole.history.loss[0]
+    second.start(tmp_path / "parts", resume=True)
+    assert second.rounds == 1
+    second.run(tmp_path / "parts", QUIET, rounds=4, minutes=9)
+    assert second.curves == whole.curves
+    assert whole.curves["training loss"][-1] < whole.curves["training loss"][0]
+    assert len(whole.curves["validation accuracy"]) == 4
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], weight), name
     with pytest.raises(ValueError, match="other settings or other data"):
-        classifier(small, epochs=5).load(tmp_path / "checkpoint.pt")
+        classifier(small, epochs=5).start(tmp_path / "parts", resume=True)
 
 
-def test_minutes_end_the_training(small, tmp_path):
-    trainer = classifier(small)
-    run(trainer, small, tmp_path, minutes=0)
-    assert trainer.epoch == 0
-    classifier(small).load(tmp_path / "checkpoint.pt")
-
-
-def test_a_package_says_what_pytorch_says(small, tmp_path):
-    trainer, said = classifier(small, 2), Console(file=io.StringIO(), width=160)
-    run(trainer, small, tmp_path)
-    train_vision.ship(trainer, tmp_path / "package", QUIET)
-    ours = train_vision.predict(trainer.model, small.test)
+def test_a_package_says_what_pytorch_says(small, tmp_path, monkeypatch):
+    training, said = classifier(small, 2), Console(file=io.StringIO(), width=160)
+    training.run(tmp_path, QUIET, rounds=2, minutes=9)
+    monkeypatch.setattr("examples.common.export", export_small)
+    train_vision.ship(training, tmp_path / "package", QUIET)
+    ours = train_vision.predict(training.model, small.test)
     np.testing.assert_array_equal(train_vision.predict_in_runtime(tmp_path / "package", small.test), ours)
-    train_vision.report(tmp_path / "package", trainer, small, tmp_path, said)
+    train_vision.report(tmp_path / "package", training.model, small, tmp_path, said)
     text = said.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "60 of 60 (100.00%)" in text
     assert "logistic regression (scikit-learn)" in text
     for name in ("predictions.png", "training.png"):
         assert imread(tmp_path / name).shape[2] == 4
     assert imread(tmp_path / "digit.png").shape == (8, 8)
+    source = load(tmp_path / "package").manifest["source"]
+    assert source == {
+        "name": "examples/train_vision.py",
+        "weights": "random, trained for 2 epochs",
+        "data": digits.SOURCE,
+    }
 
 
 def test_the_captions_are_learned():
     tokenizer = train_contrastive.make_tokenizer()
     assert tokenizer.encode(train_contrastive.HELD_OUT.format("nine")).tokens[-2:] == ["nine", "[EOS]"]
     assert "[UNK]" not in tokenizer.encode(train_contrastive.HELD_OUT.format("nine")).tokens
-    whole = digits.read_digits()
-    trainer = train_contrastive.new_trainer(digits.Recipe(epochs=5), whole, tokenizer)
-    for _ in range(5):
-        trainer.train_epoch(whole.training, lambda: 0.0)
-    assert trainer.history.loss[-1] < 0.9 * trainer.history.loss[0]
+    training = train_contrastive.new_training(digits.Recipe(epochs=3), digits.read_digits(360), tokenizer)
+    with threads():
+        losses = [training.round()["training loss"] for _ in range(3)]
+    assert losses[-1] < 0.95 * losses[0]
 
 
 @pytest.mark.parametrize("example", [train_vision, train_contrastive])
@@ -122,7 +123,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_one_line(tmp_path, monkeypatch, capsys):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(digits.Trainer, "train_epoch", interrupted)
+    monkeypatch.setattr(Training, "round", interrupted)
     with pytest.raises(typer.Exit) as stopped:
         train_vision.main(tmp_path / "package")
     said = capsys.readouterr().err

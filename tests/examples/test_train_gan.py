@@ -13,10 +13,9 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the examples are not installed
 
-from examples import digit_levels, loop  # noqa: E402
 from examples import train_gan as example  # noqa: E402
-from examples.common import export_package  # noqa: E402
-from isoformer.models.families import gan  # noqa: E402
+from examples.digits import Digits, read_digits  # noqa: E402
+from examples.training import Training  # noqa: E402
 
 SMALL = dataclasses.replace(
     example.CONFIG, hidden_size=16, num_heads=2, num_layers=1, intermediate_size=24, latent_size=5, max_grid=4
@@ -26,15 +25,18 @@ QUIET = Console(file=io.StringIO())
 
 
 @pytest.fixture(scope="module")
-def data() -> digit_levels.Digits:
-    return digit_levels.read()
+def data() -> Digits:
+    return read_digits(example.VALIDATION)
 
 
-def trained(data, folder: Path, rounds: int = RECIPE.rounds, resume: bool = False) -> example.Networks:
+def trained(
+    data: Digits, folder: Path, rounds: int = RECIPE.rounds, resume: bool = False
+) -> tuple[example.Networks, Training]:
     networks = example.Networks(SMALL, RECIPE.seed)
     training = example.new_training(networks, RECIPE, data)
-    loop.train(training, folder, rounds=rounds, minutes=9, ylabel="loss", resume=resume, console=QUIET)
-    return networks
+    training.start(folder, resume)
+    training.run(folder, QUIET, rounds=rounds, minutes=9)
+    return networks, training
 
 
 def test_images_are_moved_by_a_pixel_at_most():
@@ -75,10 +77,13 @@ def test_the_measures_tell_the_baselines_apart(data):
 
 
 def test_resumed_training_is_the_very_same(data, tmp_path):
-    whole = trained(data, tmp_path / "whole")
+    whole, training = trained(data, tmp_path / "whole")
+    assert {name: len(points) for name, points in training.curves.items()} == dict.fromkeys(
+        ("squared gradient (R1)", "discriminator", "generator"), RECIPE.rounds
+    )
     trained(data, tmp_path / "parts", rounds=1)
     torch.manual_seed(99)  # another process
-    parts = trained(data, tmp_path / "parts", resume=True)
+    parts, _ = trained(data, tmp_path / "parts", resume=True)
     for one, other in ((whole.trained, parts.trained), (whole.shipped, parts.shipped)):
         for name, weight in one.state_dict().items():
             assert torch.equal(other.state_dict()[name], weight), name
@@ -101,10 +106,8 @@ def test_what_is_shipped_is_the_mean():
 
 @pytest.mark.slow
 def test_from_digits_to_a_package_that_draws_the_same(data, tmp_path):
-    networks, said = trained(data, tmp_path, rounds=1), Console(file=io.StringIO(), width=120)
-    export_package(
-        networks.shipped, gan.signature(SMALL), tmp_path / "package", said, task=gan.task(SMALL), provenance={}
-    )
+    (networks, training), said = trained(data, tmp_path, rounds=1), Console(file=io.StringIO(), width=120)
+    example.ship(networks, training, tmp_path / "package", said)
     found = example.report(tmp_path / "package", networks.shipped, data, tmp_path, said)
     assert found["same 8-bit pixels"] > 0.999
     assert found["largest difference of a pixel"] < 1e-4

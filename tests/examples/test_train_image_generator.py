@@ -15,10 +15,11 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the examples are not installed
 
+from examples.digit_levels import Digits, Part  # noqa: E402
+
 from examples import digit_levels, loop  # noqa: E402
 from examples import train_image_generator as example  # noqa: E402
 from examples.common import export_package  # noqa: E402
-from examples.digit_levels import Digits, Part  # noqa: E402
 from isoformer.models.families import image_generator  # noqa: E402
 
 SMALL = dataclasses.replace(example.CONFIG, hidden_size=16, num_heads=2, num_layers=1, intermediate_size=24)
