@@ -15,12 +15,10 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the examples are not installed
 
-from examples.digit_levels import Digits, Part  # noqa: E402
-
-from examples import digit_levels, loop  # noqa: E402
 from examples import train_image_generator as example  # noqa: E402
-from examples.common import export_package  # noqa: E402
-from isoformer.models.families import image_generator  # noqa: E402
+from examples.digits import Digits, Part, read_digits  # noqa: E402
+from examples.training import Training  # noqa: E402
+from tests.conftest import export_small  # noqa: E402
 
 SMALL = dataclasses.replace(example.CONFIG, hidden_size=16, num_heads=2, num_layers=1, intermediate_size=24)
 RECIPE = example.Recipe(rounds=3, batch=20, rate=1e-2)
@@ -28,35 +26,20 @@ QUIET = Console(file=io.StringIO())
 
 
 def few(part: Part, count: int = 60) -> Part:
-    return Part(part.images[:count], part.classes[:count])
+    return Part(part.images[:count], part.labels[:count])
 
 
 @pytest.fixture(scope="module")
 def data() -> Digits:
-    whole = digit_levels.read()
+    whole = read_digits(example.VALIDATION)
     return Digits(few(whole.training), few(whole.validation, 20), few(whole.test, 20))
 
 
-def new(data: Digits) -> tuple[example.Model, loop.Training]:
-    model = example.new_model(SMALL, RECIPE.seed)
-    return model, example.new_training(model, RECIPE, data)
-
-
-def trained(data: Digits, folder: Path, rounds: int = RECIPE.rounds, resume: bool = False) -> example.Model:
-    model, training = new(data)
-    loop.train(training, folder, rounds=rounds, minutes=9, ylabel="bits a pixel", resume=resume, console=QUIET)
-    return model
-
-
-def test_no_image_is_in_two_parts():
-    whole = digit_levels.read()
-    assert [len(part) for part in (whole.training, whole.validation, whole.test)] == [1257, 180, 360]
-    rows = [{image.tobytes() for image in part.images} for part in (whole.training, whole.validation, whole.test)]
-    assert len(set.union(*rows)) == sum(map(len, rows)) == 1797
-    for part in (whole.training, whole.validation, whole.test):
-        assert (part.images.min(), part.images.max()) == (0, 16)
-        assert np.ptp(np.bincount(part.classes) / len(part)) < 0.02
-    assert whole.digest() == digit_levels.read().digest() != digit_levels.read(seed=1).digest()
+def trained(data: Digits, folder: Path, rounds: int = RECIPE.rounds, resume: bool = False) -> Training[example.Model]:
+    training = example.new_training(RECIPE, data, SMALL)
+    training.start(folder, resume)
+    training.run(folder, QUIET, rounds=rounds, minutes=9)
+    return training
 
 
 def test_bits_of_a_histogram():
@@ -73,8 +56,9 @@ def test_resumed_training_is_the_very_same(data, tmp_path):
     trained(data, tmp_path / "parts", rounds=1)
     torch.manual_seed(99)  # another process
     parts = trained(data, tmp_path / "parts", resume=True)
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(parts.state_dict()[name], weight), name
+    assert parts.curves == whole.curves
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(parts.model.state_dict()[name], weight), name
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["checkpoint.pt", "loss.png"]
     with pytest.raises(ValueError, match="other settings or other data"):
         trained(dataclasses.replace(data, training=few(data.training, 59)), tmp_path / "parts", resume=True)
@@ -83,16 +67,10 @@ def test_resumed_training_is_the_very_same(data, tmp_path):
 def test_from_digits_to_a_package_that_draws_the_same(data, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "SAMPLES", 2)
     monkeypatch.setattr(example, "ROWS", 2)
-    model, said = trained(data, tmp_path, rounds=2), Console(file=io.StringIO(), width=120)
-    export_package(
-        model,
-        image_generator.signature(SMALL),
-        tmp_path / "package",
-        said,
-        task=image_generator.task(SMALL),
-        provenance={},
-    )
-    found = example.report(tmp_path / "package", model, data, tmp_path, said)
+    monkeypatch.setattr("examples.common.export", export_small)
+    training, said = trained(data, tmp_path, rounds=2), Console(file=io.StringIO(), width=120)
+    example.ship(training, tmp_path / "package", said)
+    found = example.report(tmp_path / "package", training.model, data, tmp_path, said)
     assert found["same"] == 1
     assert found["bits"] == pytest.approx(found["bits in PyTorch"], rel=1e-5)
     assert 0 < found["bits"] < 5
@@ -103,10 +81,11 @@ def test_from_digits_to_a_package_that_draws_the_same(data, tmp_path, monkeypatc
 
 
 def test_minutes_end_the_training(data, tmp_path):
-    _, training = new(data)
-    loop.train(training, tmp_path, rounds=3, minutes=0, ylabel="", resume=False, console=QUIET)
+    training = example.new_training(RECIPE, data, SMALL)
+    training.start(tmp_path)
+    training.run(tmp_path, QUIET, rounds=3, minutes=0)
     assert training.rounds == 0
-    new(data)[1].load(tmp_path / "checkpoint.pt")  # usable all the same
+    example.new_training(RECIPE, data, SMALL).start(tmp_path, resume=True)  # usable all the same
 
 
 @pytest.mark.parametrize(("raised", "status", "words"), [(KeyboardInterrupt, 130, "--resume"), (OSError("x"), 2, "x")])
@@ -114,7 +93,7 @@ def test_what_goes_wrong_is_one_line(tmp_path, monkeypatch, capsys, raised, stat
     def stopped(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(example.loop.Training, "step", stopped)
+    monkeypatch.setattr(Training, "round", stopped)
     with pytest.raises(typer.Exit) as ended:
         example.main(tmp_path / "package")
     said = capsys.readouterr().err

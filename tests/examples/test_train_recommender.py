@@ -18,8 +18,10 @@ sys.path.insert(0, str(ROOT))  # the examples are not installed
 from examples import recommender_data as data  # noqa: E402
 from examples import train_recommender as example  # noqa: E402
 from examples.recommender_data import Asked, Item, Ratings  # noqa: E402
+from examples.training import Training  # noqa: E402
 from isoformer.runtime import Session  # noqa: E402
 from isoformer.runtime.tasks import recommend  # noqa: E402
+from tests.conftest import export_small  # noqa: E402
 
 MOVIELENS = ROOT / ".assets/recbole/dataset_example/ml-100k"
 
@@ -31,13 +33,16 @@ def ratings() -> Ratings:
     return Ratings(items, [[(user + step) % 23 for step in range(6 + user % 5)] for user in range(46)])
 
 
-def tiny_fit(ratings: Ratings):
+def tiny(ratings: Ratings) -> Training:
     changes = {"hidden_size": 16, "intermediate_size": 20, "num_layers": 1, "max_positions": 12, "dropout": 0.0}
-    return example.new_fit(example.configuration(len(ratings.items), **changes), ratings)
+    return example.new_training(example.configuration(len(ratings.items), **changes), ratings)
 
 
-def train(fit, ratings: Ratings, folder: Path, epochs: int, minutes: float = 9) -> None:
-    example.train(fit, ratings, folder, epochs=epochs, minutes=minutes, console=Console(file=io.StringIO()))
+def trained(ratings: Ratings, folder: Path, epochs: int, minutes: float = 9, resume: bool = False) -> Training:
+    training = tiny(ratings)
+    training.start(folder, resume)
+    training.run(folder, Console(file=io.StringIO()), rounds=epochs, minutes=minutes)
+    return training
 
 
 def written(folder: Path, *rows: str, items: tuple[str, ...] = ()) -> Path:
@@ -128,40 +133,35 @@ def test_batches_hold_every_user_and_depend_on_the_epoch(ratings: Ratings):
 
 
 def test_resumed_training_is_the_very_same_and_learns(ratings: Ratings, tmp_path: Path):
-    whole, first = tiny_fit(ratings), tmp_path / "first"
-    (tmp_path / "whole").mkdir()
-    first.mkdir()
-    train(whole, ratings, tmp_path / "whole", 6)
-    train(tiny_fit(ratings), ratings, first, 2)
+    whole, first = trained(ratings, tmp_path / "whole", 6), tmp_path / "first"
+    assert trained(ratings, first, 2).rounds == 2
     torch.manual_seed(99)  # another process
-    second = tiny_fit(ratings)
-    second.load(first / "checkpoint.pt")
-    assert second.epoch == 2
-    train(second, ratings, first, 6)
+    second = trained(ratings, first, 6, resume=True)
     assert second.curves == whole.curves
-    assert second.curves.loss[-1] < second.curves.loss[0]
+    assert second.curves["training"][-1] < second.curves["training"][0]
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], weight), name
-    assert second.take_best() == whole.take_best() == 1 + np.argmax(whole.curves.score)
+    assert second.take_best() == whole.take_best() == 1 + np.argmax(whole.curves["validation"])
     assert sorted(path.name for path in first.iterdir()) == ["checkpoint.pt", "loss.png", "ndcg.png"]
     assert imread(first / "ndcg.png").shape == (480, 840, 4)
 
 
 def test_minutes_end_the_training_and_other_data_are_refused(ratings: Ratings, tmp_path: Path):
-    fit = tiny_fit(ratings)
-    train(fit, ratings, tmp_path, 4, minutes=0)
-    assert (fit.epoch, fit.take_best()) == (0, 0)
-    tiny_fit(ratings).load(tmp_path / "checkpoint.pt")  # usable all the same
+    training = trained(ratings, tmp_path, 4, minutes=0)
+    assert (training.rounds, training.take_best()) == (0, 0)
+    tiny(ratings).start(tmp_path, resume=True)  # usable all the same
     with pytest.raises(ValueError, match="other settings or other data"):
-        tiny_fit(Ratings(ratings.items, ratings.histories[1:])).load(tmp_path / "checkpoint.pt")
+        tiny(Ratings(ratings.items, ratings.histories[1:])).start(tmp_path, resume=True)
 
 
-def test_from_ratings_to_a_package_that_recommends_the_same(ratings: Ratings, tmp_path: Path):
-    fit, said = tiny_fit(ratings), Console(file=io.StringIO(), width=120)
-    train(fit, ratings, tmp_path, 60)
-    fit.take_best()
-    example.ship(fit, ratings, tmp_path / "package", said)
-    example.report(tmp_path / "package", fit.model, ratings, said)
+def test_from_ratings_to_a_package_that_recommends_the_same(
+    ratings: Ratings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("examples.common.export", export_small)
+    training, said = trained(ratings, tmp_path, 60), Console(file=io.StringIO(), width=120)
+    assert training.take_best() > 0
+    example.ship(training, ratings, tmp_path / "package", said)
+    example.report(tmp_path / "package", training.model, ratings, said)
     printed = said.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "46 of 46 (100.00%)" in printed
     assert "most popular" in printed

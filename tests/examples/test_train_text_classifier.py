@@ -18,8 +18,10 @@ sys.path.insert(0, str(ROOT))  # the examples are not installed
 
 from examples import train_text_classifier as example  # noqa: E402
 from examples.train_text_classifier import Articles, News  # noqa: E402
+from examples.training import Training  # noqa: E402
 from isoformer.models import checkpoints  # noqa: E402
 from isoformer.models.families import encoder  # noqa: E402
+from tests.conftest import export_small  # noqa: E402
 
 REUTERS = ROOT / ".assets/orangecontrib/text/datasets"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "wheat", "oil", "bank", "the", "rises", "falls", "in", "march"]
@@ -57,17 +59,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def tiny_fit(news: News, epochs: int):
+def tiny(news: News, checkpoint: Path, epochs: int) -> Training:
     torch.manual_seed(1)
     changes = {"vocab_size": len(WORDS), "max_positions": 9, "num_token_types": 0, "dropout": 0.1}
     config = dataclasses.replace(encoder.TINY, task="classify", labels=news.labels, **changes)
     model = encoder.Model(config)
-    return example.new_fit(model, epochs * 3, news.digest(), frozen=0)
+    return example.new_training(model, example.read_tokenizer(checkpoint, 9), news, epochs, frozen=0)
 
 
-def train(fit, news: News, checkpoint: Path, out: Path, epochs: int) -> None:
-    tokenizer = example.read_tokenizer(checkpoint, 9)
-    example.train(fit, tokenizer, news, out, epochs=epochs, minutes=9, console=Console(file=io.StringIO()))
+def trained(
+    news: News, checkpoint: Path, out: Path, epochs: int, until: int | None = None, resume: bool = False
+) -> Training:
+    training = tiny(news, checkpoint, epochs)
+    training.start(out, resume)
+    training.run(out, Console(file=io.StringIO()), rounds=until or epochs, minutes=9)
+    return training
 
 
 def test_oranges_files(tmp_path: Path):
@@ -120,14 +126,15 @@ def test_the_body_is_minilms_and_the_head_is_new(minilm: Path):
     assert torch.allclose(seen["x"], expected, atol=1e-5)
     assert logits.shape == (2, 3)
     assert model.config.max_length == 32
-    fit = example.new_fit(model, 10, "")
+    training = example.new_training(
+        model, example.read_tokenizer(minilm, 32), News(TOPICS, articles(32, 1), articles(9, 2), articles(9, 3)), 1
+    )
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"blocks", "head"}
     frozen = [all(not p.requires_grad for p in block.parameters()) for block in model.blocks]
     assert frozen == [True] * example.FROZEN + [False] * (6 - example.FROZEN)
-    assert sum(len(group["params"]) for group in fit.optimizer.param_groups) == sum(
-        p.requires_grad for p in model.parameters()
-    )
+    groups = training.parts["optimizer"].state_dict()["param_groups"]
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
 
 
 def test_batches_hold_every_article_once():
@@ -144,28 +151,26 @@ def test_batches_hold_every_article_once():
 
 
 def test_resumed_training_is_the_very_same(news: News, folder: Path, tmp_path: Path):
-    (tmp_path / "whole").mkdir()
-    whole = tiny_fit(news, 4)
-    train(whole, news, folder, tmp_path / "whole", 4)
-    train(tiny_fit(news, 4), news, folder, tmp_path, 2)
+    whole = trained(news, folder, tmp_path / "whole", 4)
+    trained(news, folder, tmp_path, 4, until=2)
     torch.manual_seed(99)  # another process
-    second = tiny_fit(news, 4)
-    second.load(tmp_path / "checkpoint.pt")
-    train(second, news, folder, tmp_path, 4)
+    second = trained(news, folder, tmp_path, 4, resume=True)
     assert second.curves == whole.curves
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], weight), name
     assert imread(tmp_path / "loss.png").shape == (480, 840, 4)
 
 
-def test_from_articles_to_a_package_that_says_the_same(news: News, folder: Path, tmp_path: Path, isoformer):
-    fit, said = tiny_fit(news, 30), Console(file=io.StringIO(), width=120)
-    train(fit, news, folder, tmp_path, 30)
-    fit.take_best()
-    assert max(fit.curves.score) > 0.9
+def test_from_articles_to_a_package_that_says_the_same(
+    news: News, folder: Path, tmp_path: Path, isoformer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("examples.common.export", export_small)
+    training, said = trained(news, folder, tmp_path, 30), Console(file=io.StringIO(), width=120)
+    training.take_best()
+    assert max(training.curves[example.VALIDATION]) > 0.9
     package = tmp_path / "package"
-    example.ship(fit.model, folder, package, said)
-    found = example.report(package, fit.model, example.read_tokenizer(folder, 9), news, said)
+    example.ship(training, folder, package, said)
+    found = example.report(package, training.model, example.read_tokenizer(folder, 9), news, said)
     printed = said.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "33 of 33 (100.00%)" in printed
     assert "TF-IDF" in printed

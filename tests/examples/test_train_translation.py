@@ -17,12 +17,14 @@ sys.path.insert(0, str(ROOT))  # the examples are not installed
 
 from examples import train_translation as example  # noqa: E402
 from examples import translation_data as data  # noqa: E402
-from examples.training import Recipe, losses  # noqa: E402
+from examples.training import Training  # noqa: E402
 from examples.translation_data import Pair  # noqa: E402
 from examples.translation_report import report  # noqa: E402
+from tests.conftest import export_small  # noqa: E402
 
+QUIET = Console(file=io.StringIO())
 DJANGO = ROOT / ".assets/django"
-RECIPE = Recipe(tokens=60, rate=3e-3, warmup=5, seed=3)
+RECIPE = example.Recipe(tokens=60, rate=3e-3, warmup=5, seed=3)
 WORDS = {"red": "rouge", "blue": "bleu", "green": "vert", "cat": "chat", "dog": "chien", "house": "maison", "one": "un"}
 
 
@@ -34,11 +36,18 @@ def corpus() -> example.Corpus:
     return example.Corpus(training, held_out, data.train_tokenizer(training, 300))
 
 
-def tiny_trainer(corpus: example.Corpus):
+def tiny(corpus: example.Corpus) -> Training:
     config = example.configuration(
         corpus.tokenizer.get_vocab_size(), hidden_size=24, num_heads=3, num_layers=1, intermediate_size=40
     )
-    return example.new_trainer(dataclasses.replace(config, max_positions=32), RECIPE, corpus)
+    return example.new_training(dataclasses.replace(config, max_positions=32), RECIPE, corpus)
+
+
+def trained(corpus: example.Corpus, folder: Path, epochs: int, minutes: float = 9) -> Training:
+    training = tiny(corpus)
+    training.start(folder)
+    training.run(folder, QUIET, rounds=epochs, minutes=minutes)
+    return training
 
 
 @pytest.mark.parametrize(
@@ -141,29 +150,26 @@ def test_batches_hold_every_pair_once_and_show_the_target_one_step_late():
 
 
 def test_padding_does_not_change_the_loss(corpus: example.Corpus):
-    model = tiny_trainer(corpus).model.eval().requires_grad_(False)
+    model = tiny(corpus).model.eval().requires_grad_(False)
     encoded = [([9, 5, 1], [4, 1]), ([6, 1], [8, 7, 5, 6, 1])]
-    together = losses(model, data.collate(encoded))
-    apart = [losses(model, data.collate([one])) for one in encoded]
+    together = example.losses(model, data.collate(encoded))
+    apart = [example.losses(model, data.collate([one])) for one in encoded]
     for whole, *parts in zip(together, *apart, strict=True):
         assert float(whole) == pytest.approx(sum(float(part) for part in parts), rel=1e-5)
     assert together[2] == 7
 
 
 def test_resumed_training_is_the_very_same(corpus: example.Corpus, tmp_path: Path):
-    quiet = Console(file=io.StringIO())
-    whole, first = tiny_trainer(corpus), tiny_trainer(corpus)
-    (tmp_path / "whole").mkdir()
-    example.train(whole, corpus, tmp_path / "whole", epochs=4, minutes=9, console=quiet)
-    first = tiny_trainer(corpus)
-    example.train(first, corpus, tmp_path, epochs=2, minutes=9, console=quiet)
+    whole = trained(corpus, tmp_path / "whole", 4)
+    trained(corpus, tmp_path, 2)
     torch.manual_seed(99)  # another process
-    second = tiny_trainer(corpus)
-    second.load(tmp_path / "checkpoint.pt")
-    assert second.epoch == 2
-    example.train(second, corpus, tmp_path, epochs=4, minutes=9, console=quiet)
-    assert second.losses == whole.losses
-    assert second.losses.training[-1] < second.losses.training[0]
+    second = tiny(corpus)
+    second.start(tmp_path, resume=True)
+    assert second.rounds == 2
+    second.run(tmp_path, QUIET, rounds=4, minutes=9)
+    assert second.curves == whole.curves
+    losses = second.curves["training, with dropout"]
+    assert losses[-1] < losses[0]
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], weight), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "loss.png", "whole"]
@@ -171,18 +177,15 @@ def test_resumed_training_is_the_very_same(corpus: example.Corpus, tmp_path: Pat
 
 
 def test_minutes_end_the_training(corpus: example.Corpus, tmp_path: Path):
-    trainer = tiny_trainer(corpus)
-    example.train(trainer, corpus, tmp_path, epochs=4, minutes=0, console=Console(file=io.StringIO()))
-    assert trainer.epoch == 0
-    tiny_trainer(corpus).load(tmp_path / "checkpoint.pt")  # usable all the same
+    assert trained(corpus, tmp_path, 4, minutes=0).rounds == 0
+    tiny(corpus).start(tmp_path, resume=True)  # usable all the same
 
 
 def test_a_checkpoint_of_other_settings_is_refused(corpus: example.Corpus, tmp_path: Path):
-    trainer = tiny_trainer(corpus)
-    trainer.save(tmp_path / "checkpoint.pt")
+    tiny(corpus).save(tmp_path / "checkpoint.pt")
     fewer = dataclasses.replace(corpus, training=corpus.training[1:])
     with pytest.raises(ValueError, match="other settings or other data"):
-        tiny_trainer(fewer).load(tmp_path / "checkpoint.pt")
+        tiny(fewer).load(tmp_path / "checkpoint.pt")
 
 
 @pytest.mark.parametrize(("content", "says"), [(None, "not there"), (b"", "whole checkpoint"), (b"PK", "whole checkp")])
@@ -193,18 +196,18 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line(
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"checkpoint\.pt is.*{says}.*: start without --resume$") as caught:
-        tiny_trainer(corpus).load(file)
+        tiny(corpus).load(file)
     assert "\n" not in str(caught.value)
 
 
 def test_half_a_checkpoint_is_not_read(corpus: example.Corpus, tmp_path: Path):
-    file, trainer = tmp_path / "checkpoint.pt", tiny_trainer(corpus)
-    trainer.save(file)
+    file, training = tmp_path / "checkpoint.pt", tiny(corpus)
+    training.save(file)
     whole = file.read_bytes()
     for kept in (len(whole) // 2, len(whole) - 8):
         file.write_bytes(whole[:kept])
         with pytest.raises(ValueError, match="is not a whole checkpoint"):
-            trainer.load(file)
+            training.load(file)
 
 
 def test_a_file_that_is_refused_is_named(tmp_path: Path):
@@ -215,12 +218,15 @@ def test_a_file_that_is_refused_is_named(tmp_path: Path):
         data.read_pairs(tmp_path)
 
 
-def test_from_pairs_to_a_package_that_says_the_same(corpus: example.Corpus, tmp_path: Path):
-    trainer, said = tiny_trainer(corpus), Console(file=io.StringIO(), width=120)
-    example.train(trainer, corpus, tmp_path, epochs=8, minutes=9, console=said)
-    assert trainer.losses.training[-1] < 0.7 * trainer.losses.training[0]
-    example.ship(trainer, corpus, tmp_path / "package", said)
-    rows = report(tmp_path / "package", trainer.model, corpus.training, corpus.held_out, corpus.tokenizer, said)
+def test_from_pairs_to_a_package_that_says_the_same(
+    corpus: example.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("examples.common.export", export_small)
+    training, said = trained(corpus, tmp_path, 8), Console(file=io.StringIO(), width=120)
+    losses = training.curves["training, with dropout"]
+    assert losses[-1] < 0.7 * losses[0]
+    example.ship(training, corpus, tmp_path / "package", said)
+    rows = report(tmp_path / "package", training.model, corpus.training, corpus.held_out, corpus.tokenizer, said)
     plain, greedy, beams, *_ = rows
     assert greedy.tokens == plain.tokens
     assert greedy.texts == plain.texts
@@ -234,7 +240,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_one_line(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(example.Trainer, "train_epoch", interrupted)
+    monkeypatch.setattr(Training, "round", interrupted)
     with pytest.raises(typer.Exit) as stopped:
         example.main(tmp_path / "package", pairs=DJANGO)
     said = capsys.readouterr().err

@@ -15,10 +15,8 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the examples are not installed
 
-from examples import loop  # noqa: E402
 from examples import train_video as example  # noqa: E402
-from examples.common import export_package  # noqa: E402
-from isoformer.models.families import video  # noqa: E402
+from examples.training import Training  # noqa: E402
 
 SMALL = dataclasses.replace(
     example.CONFIG,
@@ -47,11 +45,11 @@ def footage() -> example.Footage:
     return example.Footage(*([frames[part] for frames in whole] for part in (slice(18), slice(18, 21), slice(21, 30))))
 
 
-def trained(footage, folder: Path, rounds: int = RECIPE.rounds, resume: bool = False) -> example.Model:
-    model = example.new_model(SMALL, RECIPE.seed)
-    training = example.new_training(model, RECIPE, footage)
-    loop.train(training, folder, rounds=rounds, minutes=9, ylabel="nats", resume=resume, console=QUIET)
-    return model
+def trained(footage, folder: Path, rounds: int = RECIPE.rounds, resume: bool = False) -> Training:
+    training = example.new_training(RECIPE, footage, SMALL)
+    training.start(folder, resume)
+    training.run(folder, QUIET, rounds=rounds, minutes=9)
+    return training
 
 
 def test_the_clips_have_three_parts_without_a_frame_in_two():
@@ -101,17 +99,18 @@ def test_resumed_training_is_the_very_same(footage, tmp_path, monkeypatch):
     trained(footage, tmp_path / "parts", rounds=1)
     torch.manual_seed(99)  # another process
     parts = trained(footage, tmp_path / "parts", resume=True)
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(parts.state_dict()[name], weight), name
+    assert parts.curves == whole.curves
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(parts.model.state_dict()[name], weight), name
 
 
 @pytest.mark.slow
 def test_from_clips_to_a_package_that_says_the_same(footage, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "PIECES", 40)
     footage = dataclasses.replace(footage, validation=footage.test)
-    model, said = trained(footage, tmp_path, rounds=3), Console(file=io.StringIO(), width=120)
-    export_package(model, video.signature(SMALL), tmp_path / "package", said, task=video.task(SMALL), provenance={})
-    found = example.report(tmp_path / "package", model, footage, tmp_path, said)
+    training, said = trained(footage, tmp_path, rounds=3), Console(file=io.StringIO(), width=120)
+    example.ship(training, tmp_path / "package", said)
+    found = example.report(tmp_path / "package", training.model, footage, tmp_path, said)
     assert found["accuracy"] == found["in PyTorch"]
     assert 0 <= found["colour"] <= 1
     assert imread(tmp_path / "pieces.png").shape == (1200, 900, 4)
