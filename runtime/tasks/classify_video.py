@@ -1,19 +1,16 @@
 """classify-video: which of the model's classes a clip belongs to."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from isoformer.runtime import clips
 from isoformer.runtime.errors import InputError
 from isoformer.runtime.session import Session
-from isoformer.runtime.tasks.classify import show, to_scores
+from isoformer.runtime.tasks import classify
 
-if TYPE_CHECKING:
-    from rich.console import Console  # noqa: F401
-
-__all__ = ["run", "show"]
 BATCH_SIZE = 8
 
 
@@ -39,15 +36,7 @@ def run(
         prepared = [load(name, task) for name in chosen]
         logits = session.run(batch(prepared), ["logits"])["logits"].astype(np.float64)
         for name, frames, row in zip(chosen, prepared, logits, strict=True):
-            scores = to_scores(row, "single_label")
-            results.append(
-                {
-                    "input": name,
-                    "label": task["labels"][int(scores.argmax())],
-                    "scores": dict(zip(task["labels"], scores.tolist(), strict=True)),
-                    "frames": len(frames),
-                }
-            )
+            results.append(classify.result(name, row, task["labels"], "single_label") | {"frames": len(frames)})
         progress(len(chosen))
     return results
 
@@ -75,3 +64,6 @@ def batch(prepared: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     for row, frames in enumerate(prepared):
         pixel_values[row, : len(frames)], mask[row, : len(frames)] = frames, 1
     return {"pixel_values": pixel_values, "frame_mask": mask}
+
+
+show = partial(classify.show, what="clip")
