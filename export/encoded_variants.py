@@ -47,7 +47,10 @@ class Question:
 
 
 def refuse(task: dict[str, Any] | None, names: Collection[str], precision: str, sound: Path | None) -> None:
-    """Raises ExportError unless the graphs, their task and the sample are what int8 is made from here."""
+    """Raises ExportError unless the graphs, their task and the sample are what int8 is made from here.
+
+    A recording that cannot be read is an InputError, before the long work.
+    """
     if not {ENCODER, DECODER} <= set(names):
         raise ExportError(f"precision {precision} is for models that generate; this one has float32")
     if precision != PRECISION:
@@ -57,6 +60,10 @@ def refuse(task: dict[str, Any] | None, names: Collection[str], precision: str, 
         raise ExportError(f"precision {precision} needs a task whose quality can be measured; {kind} has no measure")
     if kind == "transcribe" and sound is None:
         raise ExportError(f"precision {precision} of transcribe needs a recording to measure its quality on: --sound")
+    if kind == "translate" and sound is not None:
+        raise ExportError(f"--sound {sound} is for transcribe; the quality of translate is measured on --text")
+    if sound is not None:
+        audio.read(sound)
 
 
 def make(

@@ -104,8 +104,12 @@ def _refuse_precision(
             raise ExportError(f"{', '.join(wide)} is float64, which is for references; export the model in float32")
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    if precision != "float32" and not any(edge.windows for edge in edges.values()):
+    if precision == "float32":
+        return
+    if not any(edge.windows for edge in edges.values()):
         encoded_variants.refuse(task, edges, precision, sound)
+    elif sound is not None:
+        raise ExportError(f"--sound {sound} is for transcribe; the quality of a decoder is measured on --text")
 
 
 def _graphs(parts: dict[str, tuple[nn.Module, Signature]], opset: int, progress: Progress) -> dict[str, ir.Model]:

@@ -117,6 +117,8 @@ def export(
     for name, given in (("--text", text), ("--sound", sound)):
         if given is not None and chosen == "float32":
             raise InputError(f"{name} {given} is for the quality gate of int8 and int4")
+    if text is not None and sound is not None:
+        raise InputError("give --text, or --sound for transcribe, not both")
     sample = None if text is None else "\n".join(_texts([], text))
     source = _export_half("source")
     package_writer = _export_half("package")

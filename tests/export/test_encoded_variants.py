@@ -12,9 +12,9 @@ import soundfile
 import torch
 
 from isoformer.export import ExportError, encoded_variants, variants
-from isoformer.models.families import encoder, encoder_decoder, speech
+from isoformer.models.families import decoder, encoder, encoder_decoder, speech
 from isoformer.models.families.encoder_decoder import DECODER, ENCODER
-from isoformer.runtime import Graphs, PackageError, Session, load
+from isoformer.runtime import Graphs, InputError, PackageError, Session, load
 from isoformer.runtime.binding import CrossDecoder
 from isoformer.runtime.generation import Settings, stream
 from isoformer.runtime.package import MANIFEST, sha256
@@ -152,6 +152,17 @@ def test_what_cannot_be_measured_is_refused_at_once(task, names, precision, word
     with pytest.raises(ExportError) as caught:
         encoded_variants.refuse(task, names, precision, None)
     assert words in str(caught.value)
+
+
+def test_a_recording_is_for_speech_and_is_read_at_once(tmp_path):
+    graphs, missing = [ENCODER, DECODER], tmp_path / "missing.wav"
+    with pytest.raises(ExportError, match="is for transcribe; the quality of translate is measured on --text"):
+        encoded_variants.refuse({"name": "translate"}, graphs, "int8", missing)
+    with pytest.raises(InputError, match=r"missing.wav is not a file"):
+        encoded_variants.refuse({"name": "transcribe"}, graphs, "int8", missing)
+    config = decoder.TINY
+    with pytest.raises(ExportError, match="is for transcribe; the quality of a decoder is measured on --text"):
+        export_small(decoder.Model(config), decoder.signature(config), tmp_path / "x", precision="int8", sound=missing)
 
 
 def test_a_family_without_lower_precisions(tmp_path):
