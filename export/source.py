@@ -4,8 +4,10 @@ import importlib
 import json
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
 from torch import nn
@@ -52,19 +54,31 @@ def families() -> list[dict[str, Any]]:
     found = []
     for name in registry.names():
         family = registry.load(name)
-        signature, task = family.signature(family.TINY), family.task(family.TINY)
+        signature = family.signature(family.TINY)
         graphs = {registry.MODEL: signature} if isinstance(signature, Signature) else signature
-        choices = next((get_args(field.type) for field in fields(family.Config) if field.name == "task"), ())
         found.append(
             {
                 "family": name,
                 "about": " ".join((family.__doc__ or "").split("\n\n")[0].split()),
-                "tasks": list(choices) or ([] if task is None else [task["name"]]),
+                "tasks": _tasks(family),
                 "inputs": {graph: [spec.name for spec in one.inputs] for graph, one in graphs.items()},
                 "checkpoints": checkpoints.read_into(name),
             }
         )
     return found
+
+
+def _tasks(family: ModuleType) -> list[str]:
+    """The tasks of a family: the choices of its configuration's `task`, or those that its configuration leads to."""
+    choices = {field.name: get_args(field.type) for field in fields(family.Config) if get_origin(field.type) is Literal}
+    if "task" in choices:
+        return list(choices["task"])
+    found: dict[str, None] = {}
+    for change in ({}, *({name: choice} for name, several in choices.items() for choice in several)):
+        with suppress(ValueError):  # a choice that needs others beside it
+            task = family.task(replace(family.TINY, **change))
+            found |= {task["name"]: None} if task else {}
+    return list(found)
 
 
 def _checkpoint(path: Path, task: str | None, options: list[str]) -> Source:

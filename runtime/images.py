@@ -52,7 +52,8 @@ def _pixels(image: Any, mode: str) -> np.ndarray:
         raise ValueError("its numbers are of floating point; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
-        image = library("PIL.Image").fromarray((wide >> 8 if wide.max() > 255 else wide).clip(0, 255).astype(np.uint8))
+        sixteen = image.mode.startswith("I;16") or wide.max() > 255
+        image = library("PIL.Image").fromarray((wide >> 8 if sixteen else wide).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = library("PIL.Image").alpha_composite(library("PIL.Image").new("RGBA", image.size, "white"), image)

@@ -224,6 +224,7 @@ def test_families_lists_each_with_what_it_reads(isoformer):
     found = {row["family"]: row for row in rows}
     assert "vit" in found["vision"]["checkpoints"]
     assert found["encoder"]["tasks"] == ["embed", "fill-mask", "classify"]
+    assert found["speech"]["tasks"] == ["transcribe", "transcribe-ctc"]
     assert found["decoder"]["checkpoints"][-1] == "gguf"
     assert found["recommender"]["inputs"] == {"model": ["item_ids", "attention_mask"]}
     table = isoformer("families").stdout

@@ -44,6 +44,8 @@ def test_grey(tmp_path):
 def test_sixteen_bits_are_the_upper_eight(tmp_path):
     path = saved(tmp_path / "deep.png", RGB[..., 0].astype(np.uint16) * 256 + 200)
     np.testing.assert_array_equal(images.read(path, 1), RGB[..., :1])
+    dark = saved(tmp_path / "dark.png", np.full((2, 3), 200, np.uint16))
+    assert (images.read(dark, 1) == 0).all()
 
 
 def test_palettes_and_two_colours(tmp_path):
