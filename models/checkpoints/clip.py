@@ -121,6 +121,6 @@ def _config(path: Path, settings: Mapping[str, Any]) -> Config:
             patch_bias=False,
             embedding_norm=True,
             activation=vision_folder.activation_name(image, "hidden_act"),
-            preprocessing=vision_folder.preprocessing(path, sizes["image_size"], PROCESSOR),
+            preprocessing=vision_folder.preprocessing(path, sizes["image_size"], PROCESSOR, sizes["num_channels"]),
         ),
     )

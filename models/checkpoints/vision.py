@@ -182,7 +182,7 @@ def _config(path: Path, settings: dict[str, Any], kind: Kind, task: str, teacher
             teacher=teacher,
             pooler_size=size if pooler and task == "embed-image" else None,
             pooler_activation=activation_name(settings, "pooler_act", "tanh"),
-            preprocessing=preprocessing(path, image["image_size"], kind.processor),
+            preprocessing=preprocessing(path, image["image_size"], kind.processor, image["num_channels"]),
             **(labels(settings) if task == "classify-image" else {}),
         )
     except (TypeError, ValueError, AttributeError) as error:
@@ -222,15 +222,18 @@ def image_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def preprocessing(path: Path, image_size: tuple[int, int], usual: Mapping[str, Any]) -> Preprocessing:
+def preprocessing(path: Path, image_size: tuple[int, int], usual: Mapping[str, Any], channels: int) -> Preprocessing:
     """The folder's preprocessor_config.json, or without one the kind's usual steps to image_size.
 
     usual: what the library takes for keys that the file leaves out; "shortest" among them where a plain number as
-    size means the shorter side. Raises CheckpointError for steps that are not supported.
+    size means the shorter side. Its mean and std are of red, green and blue: another number of `channels` has the
+    average of the three. Raises CheckpointError for steps that are not supported.
     """
     file = path / PROCESSOR
     if not file.exists():
         mean, std = (tuple(usual[key]) for key in ("image_mean", "image_std"))
+        if channels != len(mean):
+            mean, std = ((sum(values) / len(values),) for values in (mean, std))
         return Preprocessing(image_size, None, RESAMPLE[usual["resample"]], 1 / 255, mean, std)  # pyright: ignore[reportArgumentType]
     given = {**usual, **{key: value for key, value in read_json(file).items() if value is not None}}
     try:

@@ -24,6 +24,7 @@ from isoformer.models.signature import Axis, Signature, TensorSpec
 
 PREPROCESSOR = "preprocessor"
 BATCH, ROWS, COLUMNS, LENGTH = "batch_size", "rows", "columns", "sequence_length"
+LEAST_LIMIT = 16
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Config:
     """Shape and kind of a vision Transformer.
 
     image_size: (height, width) that the table of positions is for; preprocessing ends with it unless it says otherwise.
-    max_rows, max_columns: of patches, at most; twice as many as image_size has unless given.
+    max_rows, max_columns: of patches, at most; twice as many as image_size has, and at least 16, unless given.
     special_tokens: in front of the patches: 0 none, 1 the class token, 2 the class and the distillation token.
     patch_bias, qkv_bias: of the layer that reads patches, and of queries, keys and values. embedding_norm: a norm in
     front of the first block. pooling: what stands for the picture, the class token or the mean of the patches.
@@ -97,7 +98,7 @@ class Config:
     def limits(self) -> tuple[int, int]:
         """Rows and columns of patches, at most."""
         rows, columns = self.grid
-        return self.max_rows or 2 * rows, self.max_columns or 2 * columns
+        return self.max_rows or max(2 * rows, LEAST_LIMIT), self.max_columns or max(2 * columns, LEAST_LIMIT)
 
     @property
     def preprocess(self) -> Preprocessing:

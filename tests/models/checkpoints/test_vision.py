@@ -246,3 +246,14 @@ def test_tensors_are_named_as_in_the_file(tmp_path):
     save_file(tensors | {"deit.extra": torch.ones(2)}, file)
     assert refusal(path) == f"{path} has the unknown tensor deit.extra"
     assert "task 'embed' is not one of embed-image, classify-image" in refusal(path, "embed")
+
+
+@pytest.mark.parametrize(("kind", "mean", "std"), [("vit", 0.5, 0.5), ("deit", 0.449, 0.226)])
+def test_grey_pictures_have_the_average_of_the_colours(tmp_path, kind, mean, std):
+    model = theirs(kind, num_channels=1)
+    checkpoint = checkpoints.read(saved(model, tmp_path))
+    prepared = checkpoint.config.preprocess
+    assert (prepared.mean, prepared.std) == (pytest.approx((mean,), abs=1e-3), pytest.approx((std,), abs=1e-3))
+    feed = pixels((12, 28))[:, :1]
+    want = model(feed, interpolate_pos_encoding=True).last_hidden_state
+    same(checkpoint.model()(feed)["last_hidden_state"], want, 1e-5)
