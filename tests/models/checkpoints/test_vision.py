@@ -203,7 +203,7 @@ def test_the_file_of_the_preprocessing_is_carried(tmp_path):
         ({"size": {"shortest_edge": 20}}, "the size is open"),
         ({"image_mean": [0.5, 0.5]}, "mean (0.5, 0.5) and std"),
         ({"size": 22}, "multiples of patch_size 4"),
-        ({"size": 60}, "has (15, 15) patches; max_rows and max_columns are (10, 10)"),
+        ({"size": 80}, "has (20, 20) patches; max_rows and max_columns are (16, 16)"),
         ({"image_std": [0, 1, 1]}, "std none that is 0"),
     ],
     ids=str,
