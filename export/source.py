@@ -45,7 +45,7 @@ def resolve(name: str, task: str | None = None, options: Iterable[str] = ()) -> 
     except ValueError as error:  # CheckpointError among them
         raise ExportError(str(error)) from error
     raise ExportError(
-        f"{name} is neither a folder or file here, nor a family ({', '.join(registry.names())}), nor module:callable"
+        f"{name} is no folder or file here, no family ({', '.join(registry.names())}) and not module:callable"
     )
 
 

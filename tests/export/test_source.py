@@ -24,7 +24,7 @@ def test_a_manifest_says_which_kind_of_scaling_its_positions_have(monkeypatch):
 
 @pytest.mark.parametrize("name", ["no_such_model", "no/such:thing"])
 def test_what_is_no_model_is_refused_with_what_there_is(name):
-    with pytest.raises(ExportError, match=rf"{name} is neither .*{', '.join(registry.names())}.*nor module:callable"):
+    with pytest.raises(ExportError, match=rf"{name} is no folder .*{', '.join(registry.names())}.*not module:callable"):
         source.resolve(name)
 
 
