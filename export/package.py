@@ -20,7 +20,7 @@ from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence
 from isoformer.export.variants import Made
 from isoformer.models.signature import Signature
-from isoformer.runtime import decoding
+from isoformer.runtime import decoding, tasks
 from isoformer.runtime.onnx_file import operators
 from isoformer.runtime.package import MANIFEST, MODEL, SCHEMA, sha256
 from isoformer.runtime.parity import FACTOR, Comparison, Report, by_mask_and_length
@@ -173,7 +173,7 @@ def card(manifest: dict[str, Any]) -> str:
     """The model card: what the package is, how it is called, how closely it was checked."""
     graphs = manifest.get("graphs", {MODEL: manifest})
     task = (manifest["task"] or {}).get("name")
-    run = f'isoformer run . "some text"     # task: {task}\n' if task else ""
+    run = f"isoformer run . {tasks.example(task)}     # task: {task}\n" if task else ""
     first, opened = next(iter(graphs)), 'Session(".")'
     if len(graphs) > 1:
         opened = f'Graphs(".")["{first}"]'

@@ -100,7 +100,11 @@ def _family(name: str, task: str | None, options: list[str]) -> Source:
     family = registry.load(name)
     config = configured(family.TINY, [*([f"task={task}"] if task else []), *options])
     provenance = {"family": name, "config": recorded(config), "source": {"name": name, "weights": "random"}}
-    return Source(family.Model(config).eval(), family.signature(config), family.task(config), (), provenance)
+    try:
+        model = family.Model(config).eval()
+    except (RuntimeError, TypeError, MemoryError) as error:  # what PyTorch raises for sizes that cannot be
+        raise ExportError(f"a model of these sizes cannot be made: {str(error).splitlines()[0]}") from None
+    return Source(model, family.signature(config), family.task(config), (), provenance)
 
 
 def recorded(config: Any) -> dict[str, Any]:
@@ -167,6 +171,16 @@ def _scaling(name: str, text: str) -> positions.RotaryScaling:
         raise ExportError(f"option {name} is like {example}, not {text!r}: {error}") from None
 
 
+def _parse_several(name: str, text: str, kind: Any) -> tuple[Any, ...]:
+    """The values of "a,b,c", each of that kind."""
+    if kind not in (str, bool, int, float):
+        raise ExportError(f"option {name} cannot be set here; set it in Python")
+    try:
+        return tuple(_parse(name, part, kind) for part in text.split(",") if part)
+    except ExportError:
+        raise ExportError(f"option {name} is made of {kind.__name__} values with commas, not {text!r}") from None
+
+
 def _parse(name: str, text: str, kind: Any) -> Any:
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     if choices:
@@ -185,8 +199,10 @@ def _parse(name: str, text: str, kind: Any) -> Any:
         return None
     if str in kinds and kind is str:
         return text
-    if "tuple" in str(kind):
-        return tuple(part for part in text.split(",") if part)
+    if get_origin(kind) is tuple:
+        return _parse_several(name, text, kinds[0])
+    if any(is_dataclass(one) for one in kinds):
+        raise ExportError(f"option {name} cannot be set here; set it in Python")
     number = float if float in kinds else int
     try:
         return number(text)

@@ -247,6 +247,8 @@ def run(
         raise InputError(f"--srt: not for the task {loaded.task['name']}, which {package} is for")
     if srt is not None and (srt.is_dir() or not srt.parent.is_dir()):
         raise InputError(f"{srt} cannot be written: {'it is a folder' if srt.is_dir() else 'its folder is not there'}")
+    if srt is not None and len(texts) > 1:
+        raise InputError(f"--srt: subtitles are of one sound file, and {len(texts)} are given; call once for each")
     chosen = _given(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -693,7 +695,7 @@ def _texts(inputs: list[str], file: Path | None) -> list[str]:
 
 def _lines(content: bytes) -> list[str]:
     """The lines, split at line feeds alone: other separators of Unicode belong to the text."""
-    text = content.decode("utf-8").removesuffix("\n")
+    text = content.decode("utf-8-sig").removesuffix("\n")
     return [line.removesuffix("\r") for line in text.split("\n")] if text else []
 
 

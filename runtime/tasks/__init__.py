@@ -3,6 +3,8 @@
 run(session, texts, *, truncate, progress) -> list of JSON-ready dicts, one an input, in order
 show(results, console) -> None        prints them for people
 
+and may give EXAMPLE, an input as it is typed; without one it is a text.
+
 session is a Session, or the Graphs of a package of several. texts are what the user gives: texts, names of files, …
 """
 
@@ -19,6 +21,12 @@ def names() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
+def example(name: str) -> str:
+    """An input of the task as it is typed behind `isoformer run PACKAGE`."""
+    default = '"some text"'
+    return getattr(_module(name), "EXAMPLE", default) if name in names() else default
+
+
 def of(package: Package) -> ModuleType:
     """The module of the package's task; PackageError when it has none or one that is not known."""
     name = package.task.get("name")
@@ -26,4 +34,8 @@ def of(package: Package) -> ModuleType:
         raise PackageError(f"{package.path} has no task; run it through isoformer.runtime.Session")
     if name not in names():
         raise PackageError(f"{package.path} is for the task {name!r}; this isoformer has {', '.join(names())}")
+    return _module(name)
+
+
+def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

@@ -1,5 +1,6 @@
 """classify: which of the model's classes a text belongs to."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,18 @@ def run(
 
 def result(text: str, logits: np.ndarray, labels: Sequence[str], problem: str) -> dict[str, Any]:
     """What `run` says of one input."""
-    scores = to_scores(logits, problem)
+    scores, names = to_scores(logits, problem), distinct(labels)
     return {
         "input": text,
-        "label": labels[int(scores.argmax())],
-        "scores": dict(zip(labels, scores.tolist(), strict=True)),
+        "label": names[int(scores.argmax())],
+        "scores": dict(zip(names, scores.tolist(), strict=True)),
     }
+
+
+def distinct(labels: Sequence[str]) -> list[str]:
+    """The labels; those that several classes have, as ImageNet's two "crane", with the class' number behind."""
+    counts = Counter(labels)
+    return [f"{label} ({place})" if counts[label] > 1 else label for place, label in enumerate(labels)]
 
 
 def to_scores(logits: np.ndarray, problem: str) -> np.ndarray:

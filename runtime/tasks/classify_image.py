@@ -31,4 +31,5 @@ def run(
     ]
 
 
+EXAMPLE = "picture.png"
 show = partial(classify.show, what="picture")

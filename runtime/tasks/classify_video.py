@@ -11,6 +11,7 @@ from isoformer.runtime.errors import InputError
 from isoformer.runtime.session import Session
 from isoformer.runtime.tasks import classify
 
+EXAMPLE = "clip.mp4"
 BATCH_SIZE = 8
 
 

@@ -25,4 +25,5 @@ def run(
     return [{"input": text, "embedding": row.tolist()} for text, row in zip(texts, rows, strict=True)]
 
 
+EXAMPLE = "one.png other.png"
 show = partial(embed.show, what="picture")

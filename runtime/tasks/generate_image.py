@@ -16,6 +16,7 @@ from isoformer.runtime.session import Graphs, Session
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXAMPLE = "1"
 GENERATOR = "generator"
 ANY = "any"
 BATCH_SIZE = 64

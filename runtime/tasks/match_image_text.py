@@ -14,6 +14,7 @@ from isoformer.runtime.session import Graphs
 from isoformer.runtime.tasks import classify
 from isoformer.runtime.text import text_encoder
 
+EXAMPLE = 'picture.png "some text" "another"'
 TEXT = "text_model"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 

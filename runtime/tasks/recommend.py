@@ -14,6 +14,7 @@ from isoformer.runtime.session import Session
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXAMPLE = '"1 2 3"'
 FILE = "items.json"
 BATCH_SIZE = 32
 SEPARATOR = ";"

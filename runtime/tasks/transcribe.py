@@ -23,6 +23,7 @@ from isoformer.runtime.text import text_encoder
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXAMPLE = "speech.wav"
 FEATURES = "feature_extractor"
 BATCH_SIZE = 4  # windows of sound
 TICK = 0.02  # seconds: from one timestamp to the next

@@ -18,6 +18,7 @@ from isoformer.runtime.tasks.translate import ENCODER
 from isoformer.runtime.text import text_encoder
 
 __all__ = ["run", "show", "srt"]
+EXAMPLE = "speech.wav"
 BATCH_SIZE = 8  # windows of sound
 PAUSE = 0.5  # seconds without a token between two segments
 

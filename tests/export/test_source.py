@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from types import ModuleType
 
@@ -69,3 +70,24 @@ def test_what_a_callable_may_not_give(monkeypatch):
     assert isinstance(signature, Signature)
     with pytest.raises(ExportError, match=r"its module needs graph\(name\)"):
         resolve_built(monkeypatch, (nn.Identity(), {"one": signature}))
+
+
+def test_options_of_several_values():
+    options = ["image_size=8,12", "patch_size=4", "preprocessing=none", "task=classify-image", "labels=a,b"]
+    config = source.resolve("vision", options=options).provenance["config"]
+    assert (config["image_size"], config["labels"]) == ((8, 12), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("family", "option", "said"),
+    [
+        ("vision", "image_size=8x12", "image_size is made of int values with commas, not '8x12'"),
+        ("vision", "preprocessing=1", "preprocessing cannot be set here"),
+        ("speech", "language_tokens=en,3", "language_tokens cannot be set here"),
+        ("recommender", "hidden_size=9999999999999999999", "a model of these sizes cannot be made: "),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_one_line(family, option, said):
+    with pytest.raises(ExportError, match=re.escape(said)) as caught:
+        source.resolve(family, options=[option])
+    assert "\n" not in str(caught.value)

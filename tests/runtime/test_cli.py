@@ -45,7 +45,7 @@ class TestMiniLM:
         assert "0.2569" in done.stdout
 
     def test_json_lines_from_standard_input_and_file(self, isoformer, minilm_package, tmp_path):
-        (tmp_path / "texts").write_text("\n".join(TEXTS))
+        (tmp_path / "texts").write_text("\n".join(TEXTS), encoding="utf-8-sig")  # the mark that some editors begin with
         piped = isoformer("run", minilm_package, "--json", stdin="\n".join(TEXTS))
         filed = isoformer("run", minilm_package, "--json", "--file", tmp_path / "texts")
         assert piped.stdout == filed.stdout

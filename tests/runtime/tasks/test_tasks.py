@@ -368,3 +368,8 @@ def test_texts_are_shown_as_they_stand(task: str, text: str) -> None:
 @pytest.mark.parametrize("task", RESULTS)
 def test_nothing_can_be_shown(task: str) -> None:
     shown(RESULTS[task][0], [])
+
+
+def test_classes_of_one_label_are_told_apart():
+    found = classify.result("x", np.array([0.0, 1.0, 0.5]), ["crane", "crane", "dog"], "regression")
+    assert found == {"input": "x", "label": "crane (1)", "scores": {"crane (0)": 0.0, "crane (1)": 1.0, "dog": 0.5}}
