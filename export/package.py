@@ -172,8 +172,8 @@ def parity_table(comparisons: list[Comparison]) -> dict[str, Any]:
 def card(manifest: dict[str, Any]) -> str:
     """The model card: what the package is, how it is called, how closely it was checked."""
     graphs = manifest.get("graphs", {MODEL: manifest})
-    task = (manifest["task"] or {}).get("name")
-    run = f"isoformer run . {tasks.example(task)}     # task: {task}\n" if task else ""
+    task = manifest["task"] or {}
+    run = f"isoformer run . {tasks.example(task)}     # task: {task['name']}\n" if "name" in task else ""
     first, opened = next(iter(graphs)), 'Session(".")'
     if len(graphs) > 1:
         opened = f'Graphs(".")["{first}"]'

@@ -73,12 +73,12 @@ def _tasks(family: ModuleType) -> list[str]:
     choices = {field.name: get_args(field.type) for field in fields(family.Config) if get_origin(field.type) is Literal}
     if "task" in choices:
         return list(choices["task"])
-    found: dict[str, None] = {}
+    found: list[str] = []
     for change in ({}, *({name: choice} for name, several in choices.items() for choice in several)):
         with suppress(ValueError):  # a choice that needs others beside it
             task = family.task(replace(family.TINY, **change))
-            found |= {task["name"]: None} if task else {}
-    return list(found)
+            found += [task["name"]] if task else []
+    return list(dict.fromkeys(found))
 
 
 def _checkpoint(path: Path, task: str | None, options: list[str]) -> Source:
@@ -103,7 +103,7 @@ def _family(name: str, task: str | None, options: list[str]) -> Source:
     try:
         model = family.Model(config).eval()
     except (RuntimeError, TypeError, MemoryError) as error:  # what PyTorch raises for sizes that cannot be
-        raise ExportError(f"a model of these sizes cannot be made: {str(error).splitlines()[0]}") from None
+        raise ExportError(f"the model cannot be made: {str(error).splitlines()[0]}") from error
     return Source(model, family.signature(config), family.task(config), (), provenance)
 
 
@@ -202,7 +202,7 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     if get_origin(kind) is tuple:
         return _parse_several(name, text, kinds[0])
     if any(is_dataclass(one) for one in kinds):
-        raise ExportError(f"option {name} cannot be set here; set it in Python")
+        raise ExportError(f"option {name} is {'none here, or ' if type(None) in kinds else ''}set in Python")
     number = float if float in kinds else int
     try:
         return number(text)

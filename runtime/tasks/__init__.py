@@ -3,7 +3,7 @@
 run(session, texts, *, truncate, progress) -> list of JSON-ready dicts, one an input, in order
 show(results, console) -> None        prints them for people
 
-and may give EXAMPLE, an input as it is typed; without one it is a text.
+and may give EXAMPLE, an input as it is typed, or one for each kind of the task; without one it is a text.
 
 session is a Session, or the Graphs of a package of several. texts are what the user gives: texts, names of files, …
 """
@@ -11,6 +11,7 @@ session is a Session, or the Graphs of a package of several. texts are what the 
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Any
 
 from isoformer.runtime.errors import PackageError
 from isoformer.runtime.package import Package
@@ -21,10 +22,11 @@ def names() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
-def example(name: str) -> str:
-    """An input of the task as it is typed behind `isoformer run PACKAGE`."""
+def example(task: dict[str, Any]) -> str:
+    """An input of the task, a package's record, as it is typed behind `isoformer run PACKAGE`."""
     default = '"some text"'
-    return getattr(_module(name), "EXAMPLE", default) if name in names() else default
+    found = getattr(_module(task["name"]), "EXAMPLE", default) if task["name"] in names() else default
+    return found if isinstance(found, str) else found.get(task.get("kind"), default)
 
 
 def of(package: Package) -> ModuleType:

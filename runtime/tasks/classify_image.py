@@ -11,6 +11,8 @@ from isoformer.runtime.package import MODEL
 from isoformer.runtime.session import Graphs
 from isoformer.runtime.tasks import classify
 
+EXAMPLE = "picture.png"
+
 
 def run(
     graphs: Graphs,
@@ -31,5 +33,4 @@ def run(
     ]
 
 
-EXAMPLE = "picture.png"
 show = partial(classify.show, what="picture")

@@ -9,6 +9,8 @@ from isoformer.runtime.package import MODEL
 from isoformer.runtime.session import Graphs
 from isoformer.runtime.tasks import embed
 
+EXAMPLE = "one.png other.png"
+
 
 def run(
     graphs: Graphs,
@@ -25,5 +27,4 @@ def run(
     return [{"input": text, "embedding": row.tolist()} for text, row in zip(texts, rows, strict=True)]
 
 
-EXAMPLE = "one.png other.png"
 show = partial(embed.show, what="picture")

@@ -16,9 +16,9 @@ from isoformer.runtime.session import Graphs, Session
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXAMPLE = "1"
 GENERATOR = "generator"
 ANY = "any"
+EXAMPLE = {"autoregressive": ANY, "gan": "1"}
 BATCH_SIZE = 64
 WIDEST = 40  # a picture that is shown as characters
 LARGEST_SEED = 2**63

@@ -205,3 +205,10 @@ def test_the_command_line(isoformer, session, graphs, tmp_path: Path):
     refused = isoformer("run", graphs.package.path, "0", "--seed", "4")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "all in its number" in refused.stderr
+
+
+def test_the_command_in_a_package_draws(session: Session, graphs: Graphs) -> None:
+    for made in (session, graphs):
+        text = tasks.example(made.package.task)
+        assert f"isoformer run . {text} " in (made.package.path / "README.md").read_text()
+        assert generate_image.run(made, [text])[0]["input"] == text

@@ -133,6 +133,10 @@ def test_the_command_line(graphs: Graphs, files: list[Path], tmp_path: Path, iso
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == run(graphs, [str(files[0])])[0]
     assert (tmp_path / "out.srt").read_text().startswith("1\n00:00:00,")
+    failed = isoformer("run", package, *files[:2], "--srt", tmp_path / "two.srt")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert "--srt: subtitles are of one sound file, and 2 are given" in failed.stderr
+    assert not (tmp_path / "two.srt").exists()
     for arguments, words in ((("--language", "de"), "--language: not for"), (("--beams", "2"), "--beams: not for")):
         failed = isoformer("run", package, files[0], *arguments)
         assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
