@@ -115,13 +115,15 @@ class _Build:
         )
         head_dim = _size(query, -1) // heads if flat else _size(query, -1)
         scale = node.attributes["scale"].as_float() if "scale" in node.attributes else head_dim**-0.5
+        value_dim = _size(value, -1) // kv_heads if flat else _size(value, -1)
         if flat:
             query, key, value = (
                 self("Transpose", self("Reshape", x, self.constant([0, 0, count, -1])), perm=_SWAP)
                 for x, count in ((query, heads), (key, kv_heads), (value, kv_heads))
             )
         if heads != kv_heads:
-            key, value = (self._repeated(x, heads // kv_heads, heads) for x in (key, value))
+            times = heads // kv_heads
+            key, value = self._repeated(key, times, heads, head_dim), self._repeated(value, times, heads, value_dim)
         scores = self("MatMul", query, self("Transpose", key, perm=(0, 1, 3, 2)))  # (B, H, Lq, Lk)
         scores = self("Mul", scores, self.constant(np.float32(scale)))
         mask, seen = node.inputs[3] if len(node.inputs) > 3 else None, None
@@ -137,10 +139,10 @@ class _Build:
             out = self("Reshape", self("Transpose", out, perm=_SWAP), self.constant([0, 0, -1]))
         return out
 
-    def _repeated(self, x: ir.Value, times: int, heads: int) -> ir.Value:
+    def _repeated(self, x: ir.Value, times: int, heads: int, size: int) -> ir.Value:
         """(B, K, L, D) → (B, K * times, L, D), each head `times` times in a row."""
-        wide = self("Concat", *[self("Unsqueeze", x, self.constant([2]))] * times, axis=2)
-        return self("Reshape", wide, self.constant([0, heads, -1, _size(x, -1) if x.shape else -1]))
+        wide = self("Concat", *[self("Unsqueeze", x, self.constant([2]))] * times, axis=2)  # (B, K, times, L, D)
+        return self("Reshape", wide, self.constant([0, heads, -1, size]))
 
     def _mask(self, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
         """What is added to the scores, and 1 for each query that has a key and 0 for others, (…, Lq or 1, 1)."""
