@@ -213,7 +213,11 @@ def quality(rows: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     pairs = np.triu_indices(len(exact), 1)
     one, other = ((x @ x.T)[pairs].argsort().argsort().astype(np.float64) for x in (rows, exact))
     cosines = (rows * exact).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(exact, axis=1)
-    return {"cosine": float(cosines.mean()), "least_cosine": float(cosines.min()), "spearman": float(np.corrcoef(one, other)[0, 1])}
+    return {
+        "cosine": float(cosines.mean()),
+        "least_cosine": float(cosines.min()),
+        "spearman": float(np.corrcoef(one, other)[0, 1]),
+    }
 
 
 def main() -> None:

@@ -56,15 +56,15 @@ def _compare(session: Session, signature: RuntimeSignature, evidence: Evidence, 
     """Adds the grid's comparisons to the evidence."""
     for number, (case, records) in enumerate(evidence.grid.items()):
         progress(NAME, number, len(evidence.grid))
-        inputs = {spec.name: evidence.grid_arrays[f"{case}/{spec.name}"].astype(spec.dtype) for spec in signature.inputs}
+        inputs = {
+            spec.name: evidence.grid_arrays[f"{case}/{spec.name}"].astype(spec.dtype) for spec in signature.inputs
+        }
         for name, value in comparable(signature, session.run(inputs)).items():
             reference = evidence.grid_arrays[f"{case}/{name}"]
             if reference.shape != value.shape:
                 value = value.reshape(-1)[sample_indices(value.size)]
             runtime = f"{NAME} on onnxruntime cpu"
-            evidence.comparisons.append(
-                compare(runtime, "grid", case, name, value, reference, records[name]["bound"])
-            )
+            evidence.comparisons.append(compare(runtime, "grid", case, name, value, reference, records[name]["bound"]))
     progress(NAME, len(evidence.grid), len(evidence.grid))
 
 

@@ -29,7 +29,9 @@ class Cost:
         return self.call + rows * width * (1 + self.pair * width)
 
 
-def plan(lengths: Sequence[int] | np.ndarray, cost: Cost | None = None, most_rows: int | None = None) -> list[np.ndarray]:
+def plan(
+    lengths: Sequence[int] | np.ndarray, cost: Cost | None = None, most_rows: int | None = None
+) -> list[np.ndarray]:
     """Groups of indices whose rectangles cost the least in all; every index stands in one of them.
 
     lengths: of each sequence. most_rows: of one group. Groups come from short to long, and so do their members.

@@ -65,7 +65,9 @@ Seed = Annotated[int | None, typer.Option(help="generate: of the draws; by defau
 Stop = Annotated[list[str] | None, typer.Option(help="generate: a string that ends the text (again for more)")]
 ShowStats = Annotated[bool, typer.Option("--stats", help="generate: tokens and times on standard error")]
 CHAT_TOKENS = 512
-Precision = Annotated[str | None, typer.Option(help="fp32, bf16 (openvino), int8 or int4, if PACKAGE has it; default: its own choice")]
+Precision = Annotated[
+    str | None, typer.Option(help="fp32, bf16 (openvino), int8 or int4, if PACKAGE has it; default: its own choice")
+]
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 
 

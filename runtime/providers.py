@@ -92,6 +92,8 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if provider == "cpu" and products_saturate(ort):
+        options.add_session_config_entry(EXACT, "1")
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     named: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from isoformer.runtime import ProviderError, Session, batching
 from isoformer.runtime.cases import Arrays
 

@@ -44,7 +44,9 @@ def partitions(items: list[int]) -> Iterator[list[list[int]]]:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), COSTS)
 def test_no_other_grouping_is_cheaper(lengths: list[int], cost: Cost) -> None:
     found = total(plan(lengths, cost), lengths, cost)
-    every = (total([np.array(group) for group in groups], lengths, cost) for groups in partitions(list(range(len(lengths)))))
+    every = (
+        total([np.array(group) for group in groups], lengths, cost) for groups in partitions(list(range(len(lengths))))
+    )
     assert found <= min(every) * (1 + 1e-9)
 
 
