@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isoformer.runtime.cases import BATCH_AXIS, Arrays, takes_part
+from isoformer.runtime.errors import InputError
 from isoformer.runtime.package import Signature, TensorSpec
 from isoformer.runtime.session import Session, check_inputs
 
@@ -27,6 +28,27 @@ class Cost:
 
     def __call__(self, rows: int, width: int) -> float:
         return self.call + rows * width * (1 + self.pair * width)
+
+    @classmethod
+    def fitted(cls, times: Mapping[tuple[int, int], float]) -> "Cost":
+        """The cost that explains the times of some rectangles, (rows, width) → seconds; three of unlike sizes or more.
+
+        What `isoformer bench` prints will do. Nothing costs less than nothing: noise that says so counts as 0.
+        """
+        terms = np.array([(1, rows * width, rows * width**2) for rows, width in times], np.float64)
+        call, token, pair = np.linalg.lstsq(terms, np.array(list(times.values())), rcond=None)[0]
+        if not token * terms[:, 1].max() > 1e-3 * call:
+            raise InputError("these times do not grow with the tokens; measure larger rectangles")
+        return cls(max(0.0, float(call / token)), max(0.0, float(pair / token)))
+
+
+# From MiniLM's times on two cores, see docs/decisions/openvino.md; others are taken to be like OpenVINO.
+COSTS = {"cpu": Cost(call=16.0, pair=1 / 4700), "openvino": Cost()}
+
+
+def cost_on(provider: str) -> Cost:
+    """What rectangles cost on a provider, roughly."""
+    return COSTS.get(provider, Cost())
 
 
 def plan(
@@ -60,7 +82,8 @@ def run(
     """The outputs by name, as `Session.run` gives them; rows of many lengths go through in several rectangles.
 
     Outputs along the sequence are 0 at padding that was cut off: what a hidden state holds there is not part of the
-    mask contract. A model whose padding cannot be seen, or not be cut off, runs as it would have.
+    mask contract. A model whose padding cannot be seen, or not be cut off, runs as it would have. cost: by default the
+    provider's.
 
     Raises as `Session.run` does.
     """
@@ -73,7 +96,7 @@ def run(
     axis = _axis(key)
     size = _size(signature, feeds, axis)
     begins, ends = _real(key, feeds[key.name], size, "left" in signature.padding)
-    groups = plan(np.maximum(ends - begins, signature.axes[axis][0]), cost)
+    groups = plan(np.maximum(ends - begins, signature.axes[axis][0]), cost or cost_on(session.provider))
     found: Arrays = {}
     for group in groups:
         width = max(int((ends - begins)[group].max()), signature.axes[axis][0])

@@ -57,12 +57,21 @@ def test_costs_decide() -> None:
     assert [sorted(group) for group in plan(lengths, Cost(call=1000, pair=0))] == [[0, 1, 2, 3]]
 
 
+def test_a_cost_is_found_again_in_the_times_of_some_rectangles() -> None:
+    cost, shapes = Cost(call=23, pair=1 / 300), ((1, 17), (2, 131), (1, 509), (5, 61))
+    found = Cost.fitted({shape: 3e-5 * cost(*shape) for shape in shapes})
+    assert found.call == pytest.approx(23)
+    assert found.pair == pytest.approx(1 / 300)
+    with pytest.raises(InputError, match="larger"):
+        Cost.fitted(dict.fromkeys(shapes, 1.0))
+
+
 class Counted:
     """A session that remembers how large the rectangles were."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.shapes = session, []
-        self.signature = session.signature
+        self.signature, self.provider = session.signature, session.provider
 
     def run(self, inputs: Arrays, outputs: list[str] | None = None) -> Arrays:
         self.shapes.append(inputs["attention_mask"].shape)
