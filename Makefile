@@ -56,7 +56,7 @@ video: install assets
 	$(BIN)/python -m examples.train_video demo/video
 
 test: install assets
-	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal
 
 # As a processor with AVX2 and without VNNI, whose products of 8 bits saturate: needs qemu-x86_64 (apt-get install qemu-user).
 QEMU ?= qemu-x86_64
