@@ -355,7 +355,6 @@ class TestCommand:
 import sys
 sys.modules["matplotlib"] = None
 from isoformer.runtime import cli
-from tests.conftest import export_small
 sys.argv = ["isoformer", "attention", {str(package.path)!r}, "a", "--png", {str(tmp_path / "map.png")!r}]
 cli.main()
 """
