@@ -11,6 +11,7 @@ cpu-int8      the same with its products in 8 bits, outliers smoothed, behind th
 
 import copy
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,7 +105,7 @@ def make(
         graph, zero = found or (graph, [])
         if not way(graph):
             raise ExportError(f"there is no product in this graph that {PRECISION} is for")
-        entry = described(PRECISION, "plain") | {"zero_at_padding": zero}
+        entry = described(PRECISION, "none") | {"zero_at_padding": zero}
         ir.save(graph, file_of(folder, entry))
         low = open_(name, entry)
         try:
@@ -125,13 +126,13 @@ def _keep_padding_free(made: Made, folder: Path, open_: Callable[..., Session], 
     if found is None:
         return
     graph, zero = found
-    entry = described("float32", "plain") | {"zero_at_padding": zero, "tolerances": evidence.tolerances}
+    entry = described("float32", "none") | {"zero_at_padding": zero, "tolerances": evidence.tolerances}
     path = file_of(folder, entry)
     ir.save(graph, path)
     comparisons = list(_compared(open_("cpu-float32", entry), zero, evidence))
     wrong = next((comparison for comparison in comparisons if not comparison.passed), None)
     if wrong is not None:
-        path.unlink()
+        shutil.rmtree(path.parent.parent)
         made.notes.append(f"no padding-free graph, since padding changes what the model answers: {wrong.line()}")
         return
     keep(made, folder, "cpu-float32", entry, [])

@@ -42,6 +42,8 @@ def smooth(model: nn.Module, run: Callable[[], object]) -> int:
 class Divided(nn.Module):
     """Attention or a feed-forward on channels that are divided by `scale`, which its first products make up for."""
 
+    factor: Tensor
+
     def __init__(self, inner: nn.Module, scale: Tensor) -> None:
         super().__init__()
         self.inner = inner

@@ -29,7 +29,7 @@ def without(signature: Signature, names: Collection[str], inputs: Arrays, output
 
     Outputs may be whole, or the values at `sample_indices` of the flat array.
     """
-    kept = computed(signature, inputs)
+    kept = computed(signature, inputs) if names else None
     if kept is None:
         return outputs
     found = dict(outputs)
