@@ -203,7 +203,7 @@ class _Packing:
     def attention(self, node: ir.Node) -> ir.Value:
         """The node's attention, of packed queries, keys and values."""
         name = node.name or str(node.outputs[0].name)
-        attributes = {key: node.attributes[key].as_int() for key in ("q_num_heads", "kv_num_heads")}
+        attributes: dict[str, Any] = {key: node.attributes[key].as_int() for key in ("q_num_heads", "kv_num_heads")}
         if "scale" in node.attributes:
             attributes["scale"] = node.attributes["scale"].as_float()
         whole, parts = _Nodes(f"{name}.whole"), _Nodes(f"{name}.parts")
@@ -259,7 +259,7 @@ class _Packing:
         heads = attributes["q_num_heads"]
         if heads != attributes["kv_num_heads"]:  # which MultiHeadAttention does not have
             return branch.graph([branch("Attention", *inputs, **attributes)])
-        scale = {key: number for key, number in attributes.items() if key == "scale"}
+        scale: dict[str, Any] = {key: number for key, number in attributes.items() if key == "scale"}
         flash = long("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=heads, **scale)
         limit = self.put.constant(int(SCORES**0.5))
         return branch.graph(
