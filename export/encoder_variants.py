@@ -189,7 +189,7 @@ def _checked_embeddings(exact: np.ndarray, low: np.ndarray) -> dict[str, Any]:
     found = {
         "texts": len(exact),
         "cosine": float((exact * low).sum(1).mean()),
-        "spearman": float(np.corrcoef(*ranks)[0, 1]),
+        "spearman": float(np.corrcoef(ranks[0], ranks[1])[0, 1]),
         "limits": {"cosine": COSINE, "spearman": SPEARMAN},
     }
     if not found["cosine"] >= COSINE or not found["spearman"] >= SPEARMAN:
