@@ -33,7 +33,7 @@ from isoformer.export.variants import GATES, TEXT, Made, Score, described, file_
 from isoformer.models.signature import Signature
 from isoformer.runtime import padding
 from isoformer.runtime.cases import Arrays
-from isoformer.runtime.package import MODEL, Package
+from isoformer.runtime.package import MODEL, WEIGHTS, Package
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import Comparison, comparable, compare, sample_indices
 from isoformer.runtime.session import Session
@@ -106,7 +106,8 @@ def make(
         if not way(graph):
             raise ExportError(f"there is no product in this graph that {PRECISION} is for")
         entry = described(PRECISION, "none") | {"zero_at_padding": zero}
-        ir.save(graph, file_of(folder, entry))
+        # Beside the graph, where ONNX Runtime maps it: weights within the file are copied while it opens.
+        ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
         low = open_(name, entry)
         try:
             entry["gate"] = gate(task or {}, plain, exact, low, texts)
