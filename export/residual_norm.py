@@ -4,7 +4,7 @@
 
 Case 1: the norm is along the last axis and what it reads is the sum of two activations: rewritten.
 Case 2: the sum has a constant in it, such as a bias, which may be of another shape: left alone.
-Case 3: LayerNormalization: left alone, since ONNX Runtime's SkipLayerNormalization is slower (docs/decisions/optimizers.md).
+Case 3: LayerNormalization: left alone, for the reason in docs/decisions/optimizers.md.
 """
 
 import onnx_ir as ir
