@@ -97,8 +97,8 @@ def _in_8_bits(build: "_Builder", x: Any, table: Any, scale: Any, rows: Any, who
 
 def _rows(build: "_Builder", x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """q (unsigned around 128, which the processors' products want) and p."""
-    largest = build("ReduceMax", [build("Abs", [x]), build.constant("last", np.array([-1]))], keepdims=1)
-    peak = build("Max", [largest, build.constant("least", np.float32(1e-30))])  # a row of zeros stays one
+    # Of a row of zeros q is 0 / 0, for which there stands some number or other, and its product with p is 0 again.
+    peak = build("ReduceMax", [build("Abs", [x]), build.constant("last", np.array([-1]))], keepdims=1)
     unit, zero = build.constant("unit", np.float32(1 / 127)), build.constant("zero", np.uint8(128))
     return build("QuantizeLinear", [build("Div", [x, peak]), unit, zero]), peak
 
