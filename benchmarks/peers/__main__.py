@@ -222,6 +222,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--report", type=Path, default=FOLDER / "report.html")
     parser.add_argument("--picture", type=Path, help="a PNG beside the report")
     parser.add_argument("--peers", type=Path, default=FOLDER, help="the folder of environments and forms")
+    parser.add_argument("--markdown", action="store_true", help="print the table for a README")
     parser.add_argument("--report-only", action="store_true", help="measure nothing, write the report anew")
     parser.add_argument("--accuracy-only", action="store_true", help="embeddings of the sentences, no latencies")
     return parser.parse_args()
@@ -289,10 +290,12 @@ def unmeasured(
 def main() -> None:
     given = arguments()
     results = records.Results.read(given.out) if given.report_only else run(given)
-    from benchmarks.peers import report
+    from benchmarks.peers import report, tables
 
     report.write(results, given.report, given.picture)
     report.show(results, console)
+    if given.markdown:
+        print(tables.markdown(results))
     console.print(f"results in {given.out}, the report in {given.report}")
 
 

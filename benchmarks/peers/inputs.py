@@ -44,7 +44,7 @@ def write(root: Path, checkpoint: Path, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for shape in ALL:
-        np.savez(folder / f"{name(shape)}.npz", **make_inputs(*shape))
+        _save(folder / f"{name(shape)}.npz", make_inputs(*shape))
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(WIDTH)
@@ -57,7 +57,11 @@ def write(root: Path, checkpoint: Path, folder: Path) -> None:
             kinds[kind] += [tokenizer.encode(texts[number]).ids for number in drawn]
     for kind, rows in kinds.items():
         mixed = np.random.default_rng(0).permutation(len(rows))
-        np.savez(folder / f"{kind}.npz", **padded([rows[number] for number in mixed]))
+        _save(folder / f"{kind}.npz", padded([rows[number] for number in mixed]))
+
+
+def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(file, allow_pickle=False, **arrays)
 
 
 def padded(rows: list[list[int]]) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ LINEAR_WEIGHTS = LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INTERMEDIATE)
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
-def quartiles(values: Sequence[float]) -> list[float]:
+def quartiles(values: Sequence[float] | np.ndarray) -> list[float]:
     """First quartile, median and third quartile."""
     return [float(value) for value in np.quantile(np.asarray(values, float), (0.25, 0.5, 0.75))]
 
@@ -39,12 +39,13 @@ def accuracy(reference: np.ndarray, found: np.ndarray) -> dict[str, float]:
     # 1 − cosine as half the squared distance of unit vectors, which does not cancel
     distances = ((exact - other) ** 2).sum(1) / 2
     pairs = np.triu_indices(len(exact), 1)
+    correlation: Any = spearmanr((exact @ exact.T)[pairs], (other @ other.T)[pairs])
     return {
         "mean_distance": float(distances.mean()),
         "mean_cosine": float(1 - distances.mean()),
         "least_cosine": float(1 - distances.max()),
         "largest_difference": float(np.abs(exact - other).max()),
-        "spearman": float(spearmanr((exact @ exact.T)[pairs], (other @ other.T)[pairs])[0]),
+        "spearman": float(correlation.statistic),
     }
 
 

@@ -56,7 +56,7 @@ def integer_products() -> float:
             "product",
             [helper.make_tensor_value_info("x", TensorProto.UINT8, (rows, inner))],
             [helper.make_tensor_value_info("y", TensorProto.INT32, (rows, columns))],
-            [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.uint8(128), "zero")],
+            [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.asarray(128, np.uint8), "zero")],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
