@@ -26,6 +26,8 @@ def measurement(engine: Engine, shape: Shape, turns: Sequence[Row], anchor: Sequ
     row = {"engine": engine.name, "shape": inputs.name(shape), "batch": batch, "length": length, "real_tokens": real}
     row |= {"median_ms": round(median, 3), "quartiles_ms": [round(first, 3), round(third, 3)]}
     row |= {"times_faster_than_anchor": round(ratio[1], 3), "ratio_quartiles": [round(ratio[0], 3), round(ratio[2], 3)]}
+    row |= {"least_ms": round(min(turn["least_ms"] for turn in turns), 3)}
+    row |= {"waited": round(float(np.median([turn["waited"] for turn in turns])), 4)}
     row |= {"largest_difference": float(f"{difference:.3g}"), "peak_mb": round(max(turn["peak_mb"] for turn in turns))}
     return row | _described(engine) | {"turns_ms": own, "anchor_ms": other}
 

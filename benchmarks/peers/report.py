@@ -176,9 +176,10 @@ def _method(results: Results) -> str:
     return (
         "<p>Every engine is a process of its own; they take turns in an order drawn anew for each turn, one working "
         f"while the others sleep; {' or '.join(map(str, turns))} turns a shape. A turn is one run that is not counted "
-        "and then runs for 0.3 s (one at least); its median counts. Ratios are taken turn by turn, so that a machine "
-        "whose speed drifts slows both sides. All engines get the same ids and masks and give the normalised mean of "
-        "the real tokens; for engines whose graph ends before it numpy computes it, which is counted. The command is "
+        "and then runs for 0.3 s, three at least; the median of the half that waited least for a processor counts. "
+        "Ratios are taken turn by turn, so that a machine whose speed drifts slows both sides. All engines get the "
+        "same ids and masks and give the normalised mean of the real tokens; for engines whose graph ends before it "
+        "numpy computes it, which is counted. The command is "
         "<code>make bench-peers</code>.</p>"
         f"<h2>Environments</h2><dl>{versions}{failed}</dl>"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.peers import inputs, measures, records, report, tables
+from benchmarks.peers import inputs, measures, records, report, tables, worker
 from benchmarks.peers.engines import ANCHOR, PEERS, Engine
 from benchmarks.turns import take_turns
 
@@ -21,7 +21,8 @@ SMALL = Engine("isoformer-cpu-int8", "isoformer cpu-int8", "isoformer", linear="
 
 
 def turns(*times: float, engine: str = "e") -> list[dict]:
-    return [{"engine": engine, "ms": time, "peak_mb": 7.0, "answer": [[0.5, 0.25]]} for time in times]
+    more = {"waited": 0.25, "peak_mb": 7.0, "answer": [[0.5, 0.25]]}
+    return [{"engine": engine, "ms": time, "least_ms": time / 2} | more for time in times]
 
 
 def filled(engines=(OURS, SMALL, *PEERS)) -> records.Results:
@@ -86,6 +87,24 @@ def test_a_measurement_says_how_far_its_answer_is_off():
     assert (row["median_ms"], row["times_faster_than_anchor"]) == (2.0, 3.0)
     assert row["largest_difference"] == 0.125
     assert row["turns_ms"] == [1, 3]
+
+
+def test_a_turn_keeps_the_runs_that_waited_least_however_long_they_took():
+    assert worker.calm([5.0, 1.0, 9.0], [0.3, 0.9, 0.1]) == [9.0, 5.0]
+    assert worker.calm([5.0], [0.3]) == [5.0]
+
+
+def test_a_turn_gives_the_first_answer_and_counts_at_least_three_runs():
+    found = worker.turn(lambda inputs: inputs["x"] + 1, {"x": np.ones((2, 3))})
+    assert found["answer"] == [[2.0] * 3] * 2
+    assert found["runs"] >= worker.LEAST_RUNS
+    assert 0 < found["least_ms"] <= found["ms"]
+
+
+def test_pooling_is_the_normalised_mean_of_real_tokens():
+    hidden = np.array([[[3.0, 0], [3, 8], [99, 99]], [[0, 7], [99, 0], [0, 99]]], np.float32)
+    found = worker.pool(hidden, np.array([[1, 1, 0], [1, 0, 0]]))
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 1]], rtol=1e-6)
 
 
 def test_ratios_are_taken_turn_by_turn_only_of_the_same_turns():
