@@ -9,7 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.peers import inputs, tables
 from benchmarks.peers.records import Results, Row
@@ -24,7 +25,6 @@ COLOURS = {
     "ctranslate2": "#7a6a00",
 }
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
-OPTIMUM = ("optimum", "optimum-O1", "optimum-O2", "optimum-O3")
 GATE = 0.002  # 1 − mean cosine that a lower precision may have
 Style = dict[str, Any]
 
@@ -43,7 +43,7 @@ def styles(results: Results) -> dict[str, Style]:
 def figure(narrow: bool, panels: int, height: float) -> tuple[Figure, list[Axes]]:
     """Panels side by side, or one below the other; height: of one panel, in inches."""
     size = (4.6, height * panels) if narrow else (10.0, height)
-    made = Figure(figsize=size, layout="constrained")
+    made = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.12))
     axes = made.subplots(panels, 1, squeeze=False) if narrow else made.subplots(1, panels, squeeze=False)
     for axis in axes.flat:
         axis.grid(True, color="#dddddd", linewidth=0.6)
@@ -55,19 +55,11 @@ def figure(narrow: bool, panels: int, height: float) -> tuple[Figure, list[Axes]
 def curves(results: Results, which: str, shapes: list[str]) -> dict[str, list[Row]]:
     """The rows of each engine at the shapes, by its label; of Optimum's graphs in float32 the fastest at each."""
     found: dict[str, list[Row]] = {}
-    optimum: dict[str, Row] = {}
-    for shape in shapes:
-        for (engine, at), row in results.rows.items():
-            if at != shape or tables.group(row) != which or engine == "onnxruntime-plain":
-                continue
-            if engine in OPTIMUM:
-                if shape not in optimum or row["median_ms"] < optimum[shape]["median_ms"]:
-                    optimum[shape] = row | {"engine": "optimum"}
-            else:
-                found.setdefault(row["label"], []).append(row)
-    if optimum:
-        found["Optimum, best of its graphs"] = list(optimum.values())
-    return found
+    for label, names in tables.rows_of(results, which).items():
+        rows = [tables.quickest(results, names, shape) for shape in shapes]
+        if names != ["onnxruntime-plain"]:
+            found[label] = [row | {"engine": names[0]} for row in rows if row]
+    return {label: rows for label, rows in found.items() if rows}
 
 
 def _draw(axis: Axes, results: Results, which: str, shapes: list[str], x: str) -> None:
@@ -104,6 +96,7 @@ def by_length(results: Results, narrow: bool = False) -> Figure:
         axis.set_yscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
         axis.set_xticks([shape[1] for shape in inputs.LENGTHS])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("length of one sequence, tokens")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -165,6 +166,7 @@ def _accuracies(results: Results) -> str:
 
 
 def _method(results: Results) -> str:
+    waited = np.quantile([row["waited"] for row in results.rows.values()], (0.5, 0.9))
     turns = sorted({len(row["turns_ms"]) for row in results.rows.values()})
     versions = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(', '.join(f'{p} {v}' for p, v in found.items()))}</dd>"
@@ -179,7 +181,9 @@ def _method(results: Results) -> str:
         "and then runs for 0.3 s, three at least; the median of the half that waited least for a processor counts. "
         "Ratios are taken turn by turn, so that a machine whose speed drifts slows both sides. All engines get the "
         "same ids and masks and give the normalised mean of the real tokens; for engines whose graph ends before it "
-        "numpy computes it, which is counted. The command is "
+        "numpy computes it, which is counted. While this was measured, threads waited for a processor for "
+        f"{waited[0]:.1%} of the time (median over engines and shapes; one in ten: {waited[1]:.1%} or more), "
+        "because others were at work on the machine. The command is "
         "<code>make bench-peers</code>.</p>"
         f"<h2>Environments</h2><dl>{versions}{failed}</dl>"
     )

@@ -10,6 +10,8 @@ from benchmarks.peers.records import Results, Row
 MAIN = tuple(inputs.name(shape) for shape in SHAPES)
 EXACT, LOWER = "float32", "lower precision"
 CLASSES = (EXACT, LOWER)
+OPTIMUM = ("optimum", "optimum-O1", "optimum-O2", "optimum-O3")
+BEST_OPTIMUM = "Optimum, best of export, O1, O2, O3"
 
 
 def group(row: Row) -> str:
@@ -71,14 +73,29 @@ def over_best(results: Results, engine: str) -> float | None:
     return measures.geometric_mean([ratio[1] for ratio in found if ratio])
 
 
+def rows_of(results: Results, which: str) -> dict[str, list[str]]:
+    """A class's engines by label; Optimum's graphs in float32 as one, of which the fastest counts at each shape."""
+    found: dict[str, list[str]] = {}
+    for row in engines(results, which):
+        label = BEST_OPTIMUM if row["engine"] in OPTIMUM else row["label"]
+        found.setdefault(label, []).append(row["engine"])
+    return found
+
+
+def quickest(results: Results, names: Sequence[str], shape: str) -> Row | None:
+    """The engine's row at a shape that was the fastest, by its ratio to the anchor; None where there is none."""
+    rows = [results.rows[name, shape] for name in names if (name, shape) in results.rows]
+    return max(rows, key=lambda row: row["times_faster_than_anchor"], default=None)
+
+
 def markdown(results: Results) -> str:
     """The main shapes as a table for a README: medians in milliseconds, and of ours the ratio to the best peer."""
     lines = []
     for which in CLASSES:
         head = [which, *map(title, MAIN)]
         lines += [_line(head), _line(["---"] * len(head))]
-        for engine in engines(results, which):
-            lines.append(_line([engine["label"], *(_cell(results, engine["engine"], shape) for shape in MAIN)]))
+        for label, names in rows_of(results, which).items():
+            lines.append(_line([label, *(_cell(results, names, shape) for shape in MAIN)]))
         lines.append("")
     return "\n".join(lines)
 
@@ -87,8 +104,8 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(results: Results, engine: str, shape: str) -> str:
-    row = results.rows.get((engine, shape))
+def _cell(results: Results, names: Sequence[str], shape: str) -> str:
+    row = quickest(results, names, shape)
     if row is None:
         return "–"
     ratio = beside_best(results, row) if row["ours"] else None
