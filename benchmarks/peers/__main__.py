@@ -290,6 +290,8 @@ def unmeasured(
 def main() -> None:
     given = arguments()
     results = records.Results.read(given.out) if given.report_only else run(given)
+    if not results.rows:
+        return  # embeddings alone make no report
     from benchmarks.peers import report, tables
 
     report.write(results, given.report, given.picture)
