@@ -30,7 +30,7 @@ from benchmarks.latency import CHECKPOINT, ROOT, environment
 from benchmarks.peers import inputs, records
 from benchmarks.peers.convert import FORMS, NEEDS
 from benchmarks.peers.engines import ANCHOR, PEERS, Engine, ours
-from benchmarks.peers.environments import python, versions
+from benchmarks.peers.environments import made, python, versions
 from benchmarks.peers.inputs import Shape
 from benchmarks.turns import take_turns
 from isoformer.runtime.package import load
@@ -184,7 +184,7 @@ def describe(bench: Bench, engines: Sequence[Engine]) -> dict[str, Any]:
     found = {
         name or "isoformer": versions(python(bench.folder, name), NOTED[name])
         for name in dict.fromkeys([None, "optimum", *(engine.environment for engine in engines)])
-        if name is None or (bench.folder / name / "bin/python").exists()
+        if made(bench.folder, name)
     }
     model = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     units = [unit for unit in ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "amx_int8") if f" {unit}" in model]

@@ -17,17 +17,25 @@ def python(folder: Path, name: str | None) -> Path:
     """
     if name is None:
         return Path(sys.executable)
-    requirements = REQUIREMENTS / f"{name}.txt"
-    target = folder / name
+    requirements, target = REQUIREMENTS / f"{name}.txt", folder / name
     found = target / "bin/python"
-    stamp = target / f".made-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
-    if stamp.exists():
+    if made(folder, name):
         return found
     print(f"making {target} from {requirements.name}; this takes minutes", file=sys.stderr, flush=True)
     _run([sys.executable, "-m", "venv", "--clear", str(target)], name)
     _run([str(found), "-m", "pip", "install", "--quiet", "--requirement", str(requirements)], name)
-    stamp.touch()
+    _stamp(folder, name).touch()
     return found
+
+
+def made(folder: Path, name: str | None) -> bool:
+    """Whether the environment is there whole, from the requirements as they are now."""
+    return name is None or _stamp(folder, name).exists()
+
+
+def _stamp(folder: Path, name: str) -> Path:
+    digest = hashlib.sha256((REQUIREMENTS / f"{name}.txt").read_bytes()).hexdigest()
+    return folder / name / f".made-{digest[:12]}"
 
 
 def versions(executable: Path, names: tuple[str, ...]) -> dict[str, str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.peers import inputs, measures, records, report, tables, worker
+from benchmarks.peers import engines, environments, inputs, measures, records, report, tables, worker
 from benchmarks.peers.engines import ANCHOR, PEERS, Engine
 from benchmarks.turns import take_turns
+from isoformer.runtime.package import Package, Signature
 
 ROOF = {"products": {"float32": 4e11, "bfloat16": 3e12, "int8": 5e12}, "read": 5e10, "memory": 2e10}
 HEAD = {"machine": {"processor": "a <machine>", "cores": 2}, "versions": {"isoformer": {"torch": "2"}}}
@@ -25,12 +26,12 @@ def turns(*times: float, engine: str = "e") -> list[dict]:
     return [{"engine": engine, "ms": time, "least_ms": time / 2} | more for time in times]
 
 
-def filled(engines=(OURS, SMALL, *PEERS)) -> records.Results:
+def filled(chosen=(OURS, SMALL, *PEERS)) -> records.Results:
     """Made-up times of every engine at every shape, and accuracies."""
     results = records.Results(dict(HEAD))
     rng = np.random.default_rng(3)
     exact = rng.standard_normal((11, 5))
-    for number, engine in enumerate(engines):
+    for number, engine in enumerate(chosen):
         results.put(records.accuracy_row(engine, exact, exact + 1e-3 * rng.standard_normal(exact.shape)))
         for shape in inputs.ALL:
             time = 0.01 * shape[0] * shape[1] * (1 + number / 7)
@@ -234,3 +235,35 @@ def test_engines_that_stop_are_told_and_left_out():
     assert lost == ["bad"]
     with pytest.raises(SystemExit, match="bad stopped"):
         list(take_turns({"bad": stops}, ["q"], 1))
+
+
+@pytest.mark.slow  # makes a virtual environment
+def test_an_environment_that_pip_cannot_make_is_told_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "nothing.txt").write_text("--no-index\nno-such-engine==1.0\n")
+    monkeypatch.setattr(environments, "REQUIREMENTS", tmp_path)
+    with pytest.raises(RuntimeError, match=r"the environment nothing could not be made: ERROR.*no-such-engine") as told:
+        environments.python(tmp_path / "peers", "nothing")
+    assert "\n" not in str(told.value)
+    assert not environments.made(tmp_path / "peers", "nothing")
+
+
+def test_ours_are_the_graphs_that_a_session_runs():
+    variants = {
+        "cpu-float32": {"provider": "cpu", "precision": "float32", "cache": "plain"},
+        "cpu-int8": {"provider": "cpu", "precision": "int8", "cache": "plain"},
+        "openvino-bf16": {"provider": "openvino", "precision": "bf16", "cache": "plain"},
+        "cpu-int4": {"provider": "cpu", "precision": "int4", "cache": "shared"},
+    }
+    package = Package(Path("p"), {"variants": variants}, Signature((), (), {}, ()))
+    found = {engine.name: engine for engine in engines.ours(package)}
+    assert list(found) == [
+        "isoformer",
+        "onnxruntime-plain",
+        "isoformer-cpu-float32",
+        "isoformer-cpu-int8",
+        "isoformer-openvino-bf16",
+    ]
+    assert found["isoformer-cpu-float32"].exact
+    assert (found["isoformer-cpu-int8"].linear, found["isoformer-cpu-int8"].attention) == ("int8", "float32")
+    assert found["isoformer-openvino-bf16"].options == ("openvino", "openvino-bf16")
+    assert found["isoformer-openvino-bf16"].linear == "bfloat16"
