@@ -42,7 +42,7 @@ def styles(results: Results) -> dict[str, Style]:
 
 def figure(narrow: bool, panels: int, height: float) -> tuple[Figure, list[Axes]]:
     """Panels side by side, or one below the other; height: of one panel, in inches."""
-    size = (4.6, height * panels) if narrow else (10.0, height)
+    size = (4.1, height * panels) if narrow else (10.0, height)
     made = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.12))
     axes = made.subplots(panels, 1, squeeze=False) if narrow else made.subplots(1, panels, squeeze=False)
     for axis in axes.flat:

@@ -11,7 +11,7 @@ MAIN = tuple(inputs.name(shape) for shape in SHAPES)
 EXACT, LOWER = "float32", "lower precision"
 CLASSES = (EXACT, LOWER)
 OPTIMUM = ("optimum", "optimum-O1", "optimum-O2", "optimum-O3")
-BEST_OPTIMUM = "Optimum, best of export, O1, O2, O3"
+BEST_OPTIMUM = "Optimum, best graph"  # of its export and of O1 to O3
 
 
 def group(row: Row) -> str:
