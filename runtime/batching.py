@@ -65,9 +65,9 @@ def plan(
     # Sorted sequences are cut into runs: a group that skipped one could exchange it and would be no dearer.
     best, start = [0.0] + [np.inf] * count, [0] * (count + 1)
     for end in range(1, count + 1):
-        for begin in range(max(0, end - most_rows), end):
+        for begin in range(end - 1, max(0, end - most_rows) - 1, -1):
             total = best[begin] + cost(end - begin, widths[end - 1])
-            if total < best[end]:
+            if total < best[end] * (1 - 1e-12):  # not by rounding alone: of equals the last group is the small one
                 best[end], start[end] = total, begin
     groups, end = [], count
     while end:
