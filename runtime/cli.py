@@ -65,8 +65,10 @@ Seed = Annotated[int | None, typer.Option(help="generate: of the draws; by defau
 Stop = Annotated[list[str] | None, typer.Option(help="generate: a string that ends the text (again for more)")]
 ShowStats = Annotated[bool, typer.Option("--stats", help="generate: tokens and times on standard error")]
 CHAT_TOKENS = 512
-Precision = Annotated[str | None, typer.Option(help="fp32, int8 or int4, if PACKAGE has it; default: its own choice")]
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
+Precision = Annotated[
+    str | None, typer.Option(help="fp32, bf16 (openvino), int8 or int4, if PACKAGE has it; default: its own choice")
+]
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 
 
 def main() -> None:
@@ -110,6 +112,9 @@ def export(
     option: Annotated[
         list[str] | None, typer.Option("-o", "--option", metavar="NAME=VALUE", help="set a field of the configuration")
     ] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="openvino: also write the graph that this provider runs fast (encoders)")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the package at OUTPUT")] = False,
 ) -> None:
     """Write MODEL to OUTPUT as a package, verified against PyTorch in float64."""
@@ -138,6 +143,7 @@ def export(
             precision=chosen,
             text=sample,
             sound=sound,
+            providers=() if provider in (None, "cpu") else (provider,),
             force=force,
             progress=show,
         )
@@ -525,6 +531,7 @@ def bench(
     batch: Annotated[str, typer.Option(help="batch sizes, with commas")] = "1,8",
     length: Annotated[str, typer.Option(help="sequence lengths, with commas")] = "16,128",
     provider: Provider = "cpu",
+    precision: Precision = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -534,7 +541,7 @@ def bench(
     several = len(parts) > 1
     with _progress() as show:
         for part in parts.values():
-            for row in benchmark.measure(Session(part, provider, threads=threads), batches, lengths):
+            for row in benchmark.measure(_to_measure(part, provider, precision, threads), batches, lengths):
                 rows.append({"graph": part.graph} | row if several else row)
                 show("measuring", len(rows), len(batches) * len(lengths))
                 if as_json:
@@ -559,6 +566,13 @@ def bench(
     out.print(table)
 
 
+def _to_measure(part: Package, provider: ProviderName, precision: str | None, threads: int | None) -> Session:
+    """The canonical graph's session, or that of the provider's own or of a precision."""
+    chosen = None if precision is None else _precision(precision)
+    variant = part.fastest(provider, chosen) if chosen or provider != "cpu" else None
+    return Session(part, provider, threads=threads, variant=variant)
+
+
 def _export_half(name: str) -> ModuleType:
     """A module of isoformer.export, which only some commands need and which needs torch."""
     try:
@@ -576,7 +590,8 @@ def _runtimes(package: Package, runtime: str, provider: ProviderName, threads: i
     """
     if runtime in ("ort", "all"):
         held = [n for n, v in package.variants.items() if v["provider"] == provider and "tolerances" in v]
-        for variant in (None, *held):
+        canonical = () if provider == "openvino" and held else (None,)  # the canonical graph is not for it
+        for variant in (*canonical, *held):
             name = _called(package, f"onnxruntime {variant or provider}")
             yield name, Session(package, provider, threads=threads, variant=variant).run, {"variant": variant}
     if runtime in ("reference", "all"):

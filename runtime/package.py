@@ -144,9 +144,10 @@ class Package:
 
         precision: None is the one that the package was exported for. Raises PackageError where there is none.
         """
-        wanted = precision or self.manifest.get("preferred", self.manifest["precision"])
-        if f"{provider}-{wanted}" in self.variants:
-            return f"{provider}-{wanted}"
+        own = self.manifest["precision"]
+        for wanted in (precision,) if precision else (self.manifest.get("preferred", own), own):
+            if f"{provider}-{wanted}" in self.variants:
+                return f"{provider}-{wanted}"
         if precision is not None:
             self.refuse_precision(provider, precision)
         return None
