@@ -65,6 +65,15 @@ def verify(
     return report
 
 
+def replay_golden(
+    package: Package, run: Callable[[Arrays], Arrays], runtime: str, variant: str
+) -> Iterator[Comparison]:
+    """The golden vectors of a variant that has some of its own, through `run`."""
+    recorded = package.variant(variant)["golden"]
+    for name, inputs, outputs in package.golden(variant):
+        yield from _replay(recorded[name], run, (runtime, "golden", name), inputs, outputs)
+
+
 def is_small(signature: Signature, inputs: Arrays, parameters: int = 0) -> bool:
     """Whether the sizes of the first two named axes of every input multiply to SMALL or less.
 

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ WEIGHTS = "model.onnx_data"
 OPENVINO = "OpenVINOExecutionProvider"
 
 
-class CannotRun(Exception):
+class CannotRunError(Exception):
     """One line for people: what is wrong and what to do."""
 
 
@@ -34,7 +35,9 @@ def main(arguments=None):
     parser.add_argument("paths", nargs="+", metavar="PACKAGE, or MODEL INPUTS OUTPUTS")
     parser.add_argument("--values", action="store_true", help="run one model and keep its outputs")
     parser.add_argument("--weights", default=None, help="the folder of the weights that MODEL names")
-    parser.add_argument("--variant", action="append", default=[], help="only this one; `canonical` is the package's own")
+    parser.add_argument(
+        "--variant", action="append", default=[], help="only this one; `canonical` is the package's own"
+    )
     parser.add_argument("--provider", choices=("cpu", "openvino"), default="cpu")
     given = parser.parse_args(arguments)
     try:
@@ -43,7 +46,7 @@ def main(arguments=None):
             keep_values(Path(model), Path(inputs), Path(outputs), given.provider, given.weights)
             return 0
         return replay(Path(given.paths[0]), given.variant, given.provider)
-    except (CannotRun, OSError, ValueError, KeyError) as error:
+    except (CannotRunError, OSError, ValueError, KeyError) as error:
         print(f"{given.paths[0]}: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         return 2
 
@@ -65,12 +68,21 @@ def replay(package, variants, provider):
                 "variant": name,
                 "check": "golden",
             }
-            for line in checks(package, path, records["signature"], bounds, provider):
+            session, trouble = None, None
+            try:
+                session = opened(package / path, provider, package)
+            except CannotRunError:
+                raise
+            except Exception as error:
+                trouble = error
+            if provider != "cpu" and session is not None:
+                where["elsewhere"] = strayed(session)
+            for line in checks(package, session, trouble, records["signature"], bounds):
                 lines.append(where | line)
                 cases.add((graph, name, line["case"]))
                 print(json.dumps(lines[-1]), flush=True)
     if not lines:
-        raise CannotRun(f"nothing to replay{' of ' + ', '.join(variants) if variants else ''}")
+        raise CannotRunError(f"nothing to replay{' of ' + ', '.join(variants) if variants else ''}")
     failures = [f"{line['case']}, {line['output']}: {said(line)}" for line in lines if not line["passed"]]
     values = sum(line["values"] for line in lines)
     print(json.dumps({"passed": not failures, "cases": len(cases), "values": values, "failures": failures}), flush=True)
@@ -80,9 +92,12 @@ def replay(package, variants, provider):
 def files(graph, records):
     """(variant or None, file, precision, data set → output → bound) of the graph's files that have vectors."""
     golden = records["golden"]
-    yield None, f"{graph}.onnx", records["precision"], {
-        case: {name: one["bound"] for name, one in outputs.items()} for case, outputs in golden.items()
-    }
+    yield (
+        None,
+        f"{graph}.onnx",
+        records["precision"],
+        {case: {name: one["bound"] for name, one in outputs.items()} for case, outputs in golden.items()},
+    )
     for name, variant in records.get("variants", {}).items():
         if "golden" in variant:
             bounds = {
@@ -99,25 +114,26 @@ def files(graph, records):
         yield name, variant["path"], variant["precision"], bounds
 
 
-def checks(package, path, signature, bounds, provider):
-    """The comparisons of one file, as the fields that differ from line to line."""
-    session, trouble = None, None
-    try:
-        session = opened(package / path, provider, package)
-    except CannotRun:
-        raise
-    except Exception as error:
-        trouble = error
+def checks(package, session, trouble, signature, bounds):
+    """The comparisons of one file, as the fields that differ from line to line; trouble: why there is no session."""
     for case, allowed in bounds.items():
         inputs, expected = vectors(package / case, "input"), vectors(package / case, "output")
         try:
             if session is None:
                 raise trouble
             names = [value.name for value in session.get_outputs()]
-            found = dict(zip(names, session.run(None, inputs)))
+            found = dict(zip(names, session.run(None, inputs), strict=True))
         except Exception as error:
             note = " ".join(str(error).split())[:300]
-            yield {"case": case, "output": "run", "values": 0, "error": None, "bound": 0.0, "note": note, "passed": False}
+            yield {
+                "case": case,
+                "output": "run",
+                "values": 0,
+                "error": None,
+                "bound": 0.0,
+                "note": note,
+                "passed": False,
+            }
             continue
         found, expected = chosen(signature, found), chosen(signature, expected)
         for output, bound in allowed.items():
@@ -130,18 +146,29 @@ def opened(model, provider, folder=None):
     options.log_severity_level = 4
     if provider == "openvino":
         add_openvino(options)
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         providers = None
     else:
         providers = ["CPUExecutionProvider"]
     with tempfile.TemporaryDirectory() as beside:
-        if folder is not None and folder != model.parent and (folder / WEIGHTS).exists():
-            # A variant may name the weights of the package's own folder: both under one roof, since a file that is
-            # opened from there finds them in every release.
-            if not (model.parent / WEIGHTS).exists():
-                for file in (model, folder / WEIGHTS):
-                    place(file, Path(beside) / file.name)
-                model = Path(beside) / model.name
+        if folder is not None and not (model.parent / WEIGHTS).exists() and (folder / WEIGHTS).exists():
+            # A variant may name the weights of the package's own folder: both under one roof, where every release
+            # finds them.
+            for file in (model, folder / WEIGHTS):
+                place(file, Path(beside) / file.name)
+            model = Path(beside) / model.name
         return onnxruntime.InferenceSession(str(model), sess_options=options, providers=providers)
+
+
+def strayed(session):
+    """The operators that onnxruntime's own CPU provider runs, and how many nodes of each: the other left them to it."""
+    counts = Counter(
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+    )
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def place(file, target):
@@ -156,14 +183,15 @@ def add_openvino(options):
     """OpenVINO on the CPU in float32: by itself it computes in bfloat16 where the machine has it."""
     import onnxruntime_ep_openvino
 
-    onnxruntime.register_execution_provider_library(OPENVINO, onnxruntime_ep_openvino.get_library_path())
+    if not any(device.ep_name == OPENVINO for device in onnxruntime.get_ep_devices()):
+        onnxruntime.register_execution_provider_library(OPENVINO, onnxruntime_ep_openvino.get_library_path())
     devices = [
         device
         for device in onnxruntime.get_ep_devices()
         if device.ep_name == OPENVINO and device.device.type == onnxruntime.OrtHardwareDeviceType.CPU
     ]
     if not devices:
-        raise CannotRun("OpenVINO finds no CPU here")
+        raise CannotRunError("OpenVINO finds no CPU here")
     options.add_provider_for_devices(devices, {"load_config": json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "f32"}})})
 
 
@@ -238,7 +266,7 @@ def tensor(file):
         elif number == 9:
             raw = value
     if data_type not in DTYPES:
-        raise CannotRun(f"{file} holds a tensor of ONNX type {data_type}, which is not supported")
+        raise CannotRunError(f"{file} holds a tensor of ONNX type {data_type}, which is not supported")
     return name, np.frombuffer(raw, DTYPES[data_type]).reshape(dims)
 
 
