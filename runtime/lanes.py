@@ -7,13 +7,16 @@ from typing import Any
 from isoformer.runtime.package import MODEL, Package
 from isoformer.runtime.parity import Comparison, Report, finite
 
+Samples = dict[tuple[str, str], list[float | None]]
 CANONICAL = "canonical"  # what --variant calls the package's own file of a graph
 
 
 @dataclass(frozen=True)
 class Lane:
-    """label: what reports call it. runtime: ort, reference, node, browser, openvino or c. elsewhere: operators that
-    ran on another provider than was asked for, which leaves them to it by design."""
+    """label: what reports call it. runtime: ort, reference, node, browser, openvino or c; asked: as --runtime has it.
+
+    elsewhere: operators that ran on another provider than was asked for, which leaves them to it by design.
+    """
 
     label: str
     runtime: str
@@ -23,11 +26,13 @@ class Lane:
     graph: str = MODEL
     variant: str | None = None
     elsewhere: str = ""
+    asked: str = "ort"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that a line of `verify --json` has beside those of the comparison."""
         return {
             "engine": self.runtime,
+            "asked": self.asked,
             "version": self.version,
             "provider": self.provider,
             "precision": self.precision,
@@ -41,17 +46,19 @@ class Lane:
 class Found:
     """What the lanes of a package gave; missing: runtime → how to get it.
 
-    samples: (label, check, case, output) → a few values of the output, for a later `verify --baseline`.
+    samples: (label, case, output) → a few values of an output of the golden vectors, for a later `verify --baseline`.
     """
 
     report: Report = field(default_factory=Report)
     lanes: dict[str, Lane] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    samples: dict[tuple[str, str, str, str], list[float]] = field(default_factory=dict)
+    samples: dict[tuple[str, str, str], list[float | None]] = field(default_factory=dict)
 
-    def add(self, lane: Lane, comparisons: Iterable[Comparison]) -> None:
+    def add(self, lane: Lane, comparisons: Iterable[Comparison], samples: Samples | None = None) -> None:
+        """samples: (case, output) → a few values, of the golden vectors."""
         self.lanes.setdefault(lane.label, lane)
         self.report.comparisons += comparisons
+        self.samples |= {(lane.label, *place): values for place, values in (samples or {}).items()}
 
     def rows(self) -> list[dict[str, Any]]:
         """The matrix: a row a lane, then one for each runtime that is missing."""

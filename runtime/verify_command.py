@@ -3,6 +3,7 @@
 import json
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import typer
 
 from isoformer.runtime import decoding, matrix
+from isoformer.runtime.baseline import Baseline, Compared, compare, fingerprints, sample
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.console import counter, err, export_half, out, print_matrix, progress
 from isoformer.runtime.errors import InputError, IsoformerError
-from isoformer.runtime.lanes import CANONICAL, Found, Lane, label_of, replayable
+from isoformer.runtime.lanes import CANONICAL, Found, Lane, Samples, label_of, replayable
 from isoformer.runtime.package import Package, load
 from isoformer.runtime.parity import Comparison, Report, by_mask_and_length
 from isoformer.runtime.providers import ProviderName, onnxruntime_module
@@ -40,6 +42,10 @@ def verify(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="of ort: threads of one operator (default: one a core)")] = None,
     seed: Annotated[int | None, typer.Option(help="of the fresh cases; by default another each time")] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD.json", help="what an earlier verify --json printed: tell what moved since"),
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write the matrix as a page")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
@@ -56,29 +62,34 @@ def verify(
             programs.check(name)
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"--html {html}: its folder is not there")
+    old = None if baseline is None else Baseline.read(baseline)
     seed = secrets.randbelow(2**31) if seed is None else seed
     found = Found()
     with progress() as show:
         for name in _expanded(asked, loaded):
             try:
-                for lane, comparisons in _lanes(name, loaded, variant or [], provider, threads, seed, show):
-                    found.add(lane, comparisons)
+                for lane in _lanes(name, loaded, variant or [], provider, threads, seed, show):
+                    found.add(*lane)
             except programs.MissingError as error:
                 if ALL not in asked:
                     raise
                 found.missing[name] = str(error)
     if not found.report.comparisons:
         raise IsoformerError(f"there was nothing to compare in {package}{_why(found)}")
+    moved = None if old is None else compare(old, found, loaded)
     if html is not None:
         matrix.write_html(html, [(loaded.manifest["name"], found.rows())])
     if as_json:
         for comparison in found.report.comparisons:
             print(json.dumps(_line(comparison, found)))
         last = found.report.summary() | {"seed": seed, "package": str(package), "matrix": found.rows()}
-        print(json.dumps(last))
+        last |= {"place": str(package.absolute()), "fingerprints": fingerprints(loaded)}
+        print(json.dumps(last if moved is None else last | {"baseline": moved.to_dict()}))
     else:
         _print(found, seed)
-    if not found.report.passed:
+        if moved is not None:
+            _print_moved(moved)
+    if not found.report.passed or (moved is not None and not moved.within):
         raise typer.Exit(1)
 
 
@@ -112,7 +123,7 @@ def _lanes(
     threads: int | None,
     seed: int,
     show: Any,
-) -> Iterator[tuple[Lane, list[Comparison]]]:
+) -> Iterator[tuple[Lane, list[Comparison], Samples]]:
     """The lanes of one runtime; "reference?" leaves the reference evaluator out where it is not installed."""
     if name not in ("ort", "reference", "reference?"):
         total = sum(len(cases) for part in package.graphs.values() for cases in replayable(part, variants).values())
@@ -133,7 +144,7 @@ def _here(
     threads: int | None,
     seed: int,
     show: Any,
-) -> Iterator[tuple[Lane, list[Comparison]]]:
+) -> Iterator[tuple[Lane, list[Comparison], Samples]]:
     """The canonical graph and the variants for the provider, in this Python's onnxruntime."""
     version = onnxruntime_module().__version__
     for variant in (None, *(n for n, v in part.variants.items() if v["provider"] == provider)):
@@ -142,19 +153,26 @@ def _here(
         records = part.manifest if variant is None else part.variant(variant)
         label = label_of(part, f"onnxruntime {variant or provider}")
         lane = Lane(label, "ort", version, provider, records["precision"], part.graph, variant)
+        samples: Samples = {}
+        keep = partial(_keep, samples)
         session = Session(part, provider, threads=threads, variant=variant)
         if not session.shared_cache:
             advance = counter(show, label, len(part.manifest["golden"]) + len(part.manifest["grid"]))
-            yield lane, run_checks(part, session.run, label, seed=seed, variant=variant, progress=advance).comparisons
-        elif "golden" in records:
-            yield lane, list(replay_golden(part, _plainly(session), label, variant))
+            report = run_checks(part, session.run, label, seed=seed, variant=variant, progress=advance, keep=keep)
+            yield lane, report.comparisons, samples
+        elif variant is not None and "golden" in records:
+            yield lane, list(replay_golden(part, _plainly(session), label, variant, keep)), samples
         if part.manifest.get("decoding"):
             advance = counter(show, f"{label}, steps", len(part.manifest["decoding"]))
             steps = []
             for comparison in decoding.verify(part, session, label):
                 advance(comparison.case)
                 steps.append(comparison)
-            yield lane, steps
+            yield lane, steps, {}
+
+
+def _keep(samples: Samples, case: str, output: str, value: np.ndarray) -> None:
+    samples[case, output] = sample(value)
 
 
 def _plainly(session: Session) -> Any:
@@ -169,7 +187,7 @@ def _plainly(session: Session) -> Any:
     return run
 
 
-def _reference(part: Package, seed: int, show: Any, *, quiet: bool) -> Iterator[tuple[Lane, list[Comparison]]]:
+def _reference(part: Package, seed: int, show: Any, *, quiet: bool) -> Iterator[tuple[Lane, list[Comparison], Samples]]:
     """The cases that are small enough for ONNX's reference evaluator."""
     try:
         reference = export_half("reference")
@@ -182,17 +200,35 @@ def _reference(part: Package, seed: int, show: Any, *, quiet: bool) -> Iterator[
     import onnx
 
     label = label_of(part, reference.NAME)
-    lane = Lane(label, "reference", onnx.__version__, "numpy", part.manifest["precision"], part.graph)
+    lane = Lane(
+        label, "reference", onnx.__version__, "numpy", part.manifest["precision"], part.graph, asked="reference"
+    )
+    samples: Samples = {}
     advance = counter(show, label, len(part.manifest["golden"]) + len(part.manifest["grid"]))
-    found = run_checks(part, reference.runner(part.model), label, seed=seed, small=True, progress=advance).comparisons
+    run, keep = reference.runner(part.model), partial(_keep, samples)
+    found = run_checks(part, run, label, seed=seed, small=True, progress=advance, keep=keep).comparisons
     if not found:
         err.print(f"{label}: no case of {part.path} is small enough for it", highlight=False, markup=False)
     else:
-        yield lane, found
+        yield lane, found, samples
 
 
 def _line(comparison: Comparison, found: Found) -> dict[str, Any]:
-    return comparison.to_dict() | found.lanes[comparison.runtime].to_dict()
+    values = found.samples.get((comparison.runtime, comparison.case, comparison.output))
+    kept = {"sample": values} if comparison.check == "golden" and values is not None else {}
+    return comparison.to_dict() | found.lanes[comparison.runtime].to_dict() | kept
+
+
+def _print_moved(moved: Compared) -> None:
+    """What moved since the baseline, the furthest first, and where it begins."""
+    count = len(moved.moved)
+    out.print(f"since the baseline {count} of {count + moved.still} outputs moved", highlight=False, soft_wrap=True)
+    for one in moved.moved[:10]:
+        out.print(one.line(), style="" if one.share <= 1 else "red", highlight=False, markup=False, soft_wrap=True)
+    for label, first in moved.first.items():
+        out.print(f"{label}: it begins at {first.line()}", highlight=False, markup=False, soft_wrap=True)
+    for note in moved.notes:
+        out.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print(found: Found, seed: int) -> None:

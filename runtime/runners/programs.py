@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isoformer.runtime.errors import InputError, IsoformerError
-from isoformer.runtime.lanes import Lane, label_of, replayable
+from isoformer.runtime.lanes import Lane, Samples, label_of, replayable
 from isoformer.runtime.package import Package
 from isoformer.runtime.parity import Comparison
 from isoformer.runtime.runners import environments
@@ -80,7 +80,7 @@ def run(
     variants: Sequence[str],
     said: Callable[[str], None],
     advance: Callable[[str], None] = lambda _case: None,
-) -> Iterator[tuple[Lane, list[Comparison]]]:
+) -> Iterator[tuple[Lane, list[Comparison], Samples]]:
     """The lanes that a runner replays of the package. Raises MissingError where it, or what it needs, is not here.
 
     variants: those alone. said: told what takes time before the runner starts. advance: called a case.
@@ -97,7 +97,8 @@ def run(
     for (graph, variant), cases in expected.items():
         mine = [line for line in lines if (line.get("graph"), line.get("variant")) == (graph, variant)]
         lane = _lane(name, package.graphs[graph], variant, mine[0] if mine else {})
-        yield lane, list(_comparisons(lane.label, cases, mine))
+        samples = {(line["case"], line["output"]): line["sample"] for line in mine if line.get("sample")}
+        yield lane, list(_comparisons(lane.label, cases, mine)), samples
 
 
 def _lines(name: str, words: list[str], advance: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -153,6 +154,7 @@ def _lane(name: str, part: Package, variant: str | None, line: dict[str, Any]) -
         part.graph,
         variant,
         str(line.get("elsewhere") or ""),
+        name,
     )
 
 
