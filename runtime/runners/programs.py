@@ -17,7 +17,7 @@ from isoformer.runtime.errors import InputError, IsoformerError
 from isoformer.runtime.lanes import Lane, Samples, label_of, replayable
 from isoformer.runtime.package import Package
 from isoformer.runtime.parity import Comparison
-from isoformer.runtime.runners import environments
+from isoformer.runtime.runners import compiled, environments
 
 HERE = Path(__file__).resolve().parent
 REPLAY = HERE / "replay.py"
@@ -52,9 +52,7 @@ def command(name: str, said: Callable[[str], None]) -> list[str]:
         if name in NODE_SCRIPTS:
             return _node(name)
         if name == "c":
-            from isoformer.runtime.runners import compiled
-
-            return [str(compiled.program(said))]
+            return compiled.command(said)
         if name == "openvino":
             return [str(environments.python(environments.OPENVINO, said)), "-I", str(REPLAY), "--provider", "openvino"]
         packages = environments.release(name.removeprefix("ort=="))
