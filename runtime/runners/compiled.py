@@ -27,7 +27,7 @@ def program(said: Callable[[str], None]) -> Path:
         return target
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
-        raise IsoformerError("--runtime c needs a C compiler, and there is no `cc` here: install gcc or clang, or set CC")
+        raise IsoformerError("--runtime c needs a C compiler, and there is no `cc` here: install gcc")
     said(f"compiling {SOURCE.name} into {target}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as beside:

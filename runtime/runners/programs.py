@@ -26,7 +26,7 @@ NODE_SCRIPTS = {"node": "verify.mjs", "browser": "verify-browser.mjs"}
 NAMES = ("ort", "reference", "node", "browser", "c", "openvino")  # and ort==RELEASE
 # opset → releases that `all` tries besides the one installed: the oldest that answers rightly, and one between. Up to
 # 1.27 a row without keys is wrong from opset 23 on; below, attention is taken apart (docs/decisions/runners.md).
-OLDER = {23: ("1.28.0", "1.30.0"), 0: ("1.17.3", "1.23.2")}
+OLDER = {23: ("1.28.0", "1.30.0"), 0: ("1.18.1", "1.23.2")}
 
 
 class MissingError(IsoformerError):
