@@ -102,13 +102,14 @@ def run(
 def _lines(name: str, words: list[str], advance: Callable[[str], None]) -> list[dict[str, Any]]:
     """The comparisons that the program prints. Raises MissingError, or IsoformerError for one that breaks down."""
     lines: list[dict[str, Any]] = []
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-        process = subprocess.Popen(  # noqa: S603
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,
+        subprocess.Popen(  # noqa: S603
             words, stdout=subprocess.PIPE, stderr=complaints, text=True, encoding="utf-8", errors="replace"
-        )
+        ) as process,
+    ):
         try:
-            assert process.stdout is not None  # noqa: S101
-            for text in process.stdout:
+            for text in process.stdout or ():
                 line = _read(text)
                 if line is not None and "case" in line:
                     if not lines or lines[-1]["case"] != line["case"]:
@@ -117,7 +118,6 @@ def _lines(name: str, words: list[str], advance: Callable[[str], None]) -> list[
             status = process.wait()
         finally:
             process.kill()
-            process.wait()
         complaints.seek(0)
         said = [line.strip() for line in complaints.read().splitlines() if line.strip()]
     last = (said or ["it said nothing"])[-1][:500]
