@@ -23,6 +23,8 @@ Engine = Callable[[Path, Path, Arrays], Arrays]
 
 # Sums of float32 in another order differ by so much of the largest value at most.
 ROUNDING = 2e-5
+# Values of 8 bits go at least so far; what is smaller counts as numbers of its own.
+SMALLEST_STEPS = 16
 # A node whose inputs differ by rounding may make up to so many times as much of it: a norm, a softmax.
 PASSED_ON = 100.0
 
@@ -109,8 +111,9 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _whole_numbers(array: np.ndarray) -> bool:
-    """Whether the values are steps, of whatever dtype: Round leaves them in floats."""
-    return array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.round(array)).all()))
+    """Whether the values are steps of 8 bits, of whatever dtype, as Round leaves them in floats; no mask of 0 and 1."""
+    largest = np.abs(array.astype(np.float64)).max(initial=0.0)
+    return array.dtype.kind in "iuf" and largest >= SMALLEST_STEPS and bool((array == np.round(array)).all())
 
 
 def _steps(one: np.ndarray, other: np.ndarray) -> float:

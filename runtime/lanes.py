@@ -47,12 +47,14 @@ class Found:
     """What the lanes of a package gave; missing: runtime → how to get it.
 
     samples: (label, case, output) → a few values of an output of the golden vectors, for a later `verify --baseline`.
+    described: (graph, variant, data set) → the golden vector in words.
     """
 
     report: Report = field(default_factory=Report)
     lanes: dict[str, Lane] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     samples: dict[tuple[str, str, str], list[float | None]] = field(default_factory=dict)
+    described: dict[tuple[str, str | None, str], str] = field(default_factory=dict)
 
     def add(self, lane: Lane, comparisons: Iterable[Comparison], samples: Samples | None = None) -> None:
         """samples: (case, output) → a few values, of the golden vectors."""
@@ -77,6 +79,17 @@ class Found:
                 }
             )
         return rows + [{"label": name, "engine": name, "missing": how} for name, how in self.missing.items()]
+
+
+def described(package: Package) -> dict[tuple[str, str | None, str], str]:
+    """What every golden vector is: its masks, batch and lengths. Packages of earlier versions do not say."""
+    found: dict[tuple[str, str | None, str], str] = {}
+    for graph, part in package.graphs.items():
+        own = part.manifest.get("golden_cases", {})
+        for variant, entry in ((None, part.manifest), *part.variants.items()):
+            cases = own if variant is None or "golden" not in entry else entry.get("golden_cases", {})
+            found |= {(graph, variant, case): what for case, what in cases.items()}
+    return found
 
 
 def label_of(package: Package, runtime: str) -> str:

@@ -15,7 +15,7 @@ from isoformer.runtime.baseline import Baseline, Compared, compare, fingerprints
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.console import counter, err, export_half, out, print_matrix, progress
 from isoformer.runtime.errors import InputError, IsoformerError
-from isoformer.runtime.lanes import CANONICAL, Found, Lane, Samples, label_of, replayable
+from isoformer.runtime.lanes import CANONICAL, Found, Lane, Samples, described, label_of, replayable
 from isoformer.runtime.package import Package, load
 from isoformer.runtime.parity import Comparison, Report, by_mask_and_length
 from isoformer.runtime.providers import ProviderName, onnxruntime_module
@@ -64,7 +64,7 @@ def verify(
         raise InputError(f"--html {html}: its folder is not there")
     old = None if baseline is None else Baseline.read(baseline)
     seed = secrets.randbelow(2**31) if seed is None else seed
-    found = Found()
+    found = Found(described=described(loaded))
     with progress() as show:
         for name in _expanded(asked, loaded):
             try:
@@ -248,7 +248,10 @@ def _print(found: Found, seed: int) -> None:
     if {lane.runtime for lane in found.lanes.values()} - {"ort", "reference"} or found.missing:
         out.print(matrix.table(found.rows()))
     for failure in report.failures[:20]:
-        out.print(f"[red]FAILED[/red] {failure.line()}", highlight=False, soft_wrap=True)
+        lane = found.lanes[failure.runtime]
+        what = found.described.get((lane.graph, lane.variant, failure.case))
+        case = f" ({what})" if what and failure.check == "golden" else ""
+        out.print(f"[red]FAILED[/red] {failure.line()}{case}", highlight=False, soft_wrap=True)
     if len(report.failures) > 20:
         out.print(f"[red]FAILED[/red] … and {len(report.failures) - 20} more", highlight=False)
     verdict = "[green]PASSED[/green]" if report.passed else "[red]FAILED[/red]"

@@ -74,7 +74,7 @@ def test_a_runtime_whose_masked_rows_are_nan_is_named(tiny_package: Path) -> Non
     def old(model: Path, weights: Path, fed: Arrays) -> Arrays:
         values = engines.here(model, weights, fed)
         for name in attention:
-            values[name] = np.where(fed["attention_mask"].any(1)[:, None, None], values[name], np.nan)
+            values[name] = np.where(fed["attention_mask"].any(axis=1, keepdims=True)[..., None], values[name], np.nan)
         return values
 
     found = first_difference(side(tiny_package), side(tiny_package, old), inputs(tiny_package, "sample"))
@@ -121,11 +121,16 @@ def test_rounding_and_what_comes_of_it_are_not_named() -> None:
 
 def test_a_step_of_eight_bits_is_rounding_too() -> None:
     order = [Node("round", "Round", ("p",), ("s",)), Node("product", "MatMul", ("s",), ("r",))]
-    one, other = values(p=[0.5], s=[3.0, 4.0], r=[1.0]), values(p=[0.5], s=[3.0, 5.0], r=[1.3])
+    one, other = values(p=[0.5], s=[3.0, 40.0], r=[1.0]), values(p=[0.5], s=[3.0, 41.0], r=[1.01])
     assert search(order, one, other, {}) is None
-    found = search(order, one, other | values(s=[3.0, 6.0]), {})
+    found = search(order, one, other | values(s=[3.0, 42.0]), {})
     assert found is not None
     assert found.node == "round"
+
+
+def test_a_mask_of_0_and_1_has_no_steps() -> None:
+    found = search([Node("cast", "Cast", ("m",), ("f",))], values(f=[1.0, 0.0]), values(f=[1.0, 1.0]), {})
+    assert found is not None
 
 
 def test_values_of_one_side_alone_are_passed_over() -> None:
