@@ -15,7 +15,9 @@ HEAD = """# The same in every runtime
 `make matrix` exports the packages, runs `isoformer verify PACKAGE --runtime all --json` on each and writes this page;
 a machine with Node.js, Chromium and a C compiler has every line. The largest share is that of the largest error in what
 is allowed: over 1 fails. `ort` of the installed release replays the grid and fresh cases as well, the others the golden
-vectors that lie in the package. [What a runner is](decisions/runners.md), and which releases pass.
+vectors that lie in the package. The bound of 8 bits is twice the error that was measured at export: it finds a runtime
+that computes something else, not one weight that is off by a little.
+[What a runner is](decisions/runners.md), and which releases pass.
 """
 
 
