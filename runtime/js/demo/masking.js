@@ -40,20 +40,21 @@ export async function start(client, chosen, opened) {
     grid.show(found.weights[layer.valueAsNumber - 1].subarray(place * size, (place + 1) * size));
     say(note, grid.summary());
   };
-  const compute = settled(async () => {
+  const answer = async () => {
     try {
-      const answer = await client.call("attention", { url: chosen.url, text: text.value, visible });
-      const other = answer.tokens.join("\n") !== found?.tokens.join("\n");
-      found = answer;
+      const answered = await client.call("attention", { url: chosen.url, text: text.value, visible });
+      const other = answered.tokens.join("\n") !== found?.tokens.join("\n");
+      found = answered;
       if (other) {
         visible = null;
-        grid.build(answer.tokens);
+        grid.build(answered.tokens);
       }
       show();
     } catch (error) {
       say(note, /** @type {Error} */ (error).message, { wrong: true });
     }
-  }, 30);
+  };
+  const compute = settled(answer, 30);
   for (const [name, rule] of Object.entries(PRESETS)) {
     const button = element("button", { type: "button" }, name);
     button.addEventListener("click", () => grid.draw(rule));
@@ -67,7 +68,7 @@ export async function start(client, chosen, opened) {
   try {
     await client.call("open", { url: chosen.url });
     opened();
-    compute();
+    await answer();
   } catch (error) {
     say(note, /** @type {Error} */ (error).message, { wrong: true });
   }
@@ -121,7 +122,7 @@ class Grid {
     this.squares = this.visible.map((_, place) => element("div", { class: "square", role: "gridcell", "data-place": place, tabindex: place ? -1 : 0 }));
     this.sums = tokens.map(() => element("div", { class: "sum", role: "gridcell" }));
     const names = tokens.map((token) => element("div", { role: "columnheader", title: token }, element("span", {}, token)));
-    const top = element("div", { role: "row" }, element("div", { role: "columnheader", "aria-label": "token that asks" }), ...names, element("div", { role: "columnheader", "aria-label": "sum" }, "Σ"));
+    const top = element("div", { role: "row" }, element("div", { role: "columnheader", "aria-label": "token that asks" }), ...names, element("div", { role: "columnheader", class: "sum" }, "sum"));
     const rows = tokens.map((token, row) => {
       const squares = this.squares.slice(row * tokens.length, (row + 1) * tokens.length);
       return element("div", { role: "row" }, element("div", { role: "rowheader", title: token }, token), ...squares, this.sums[row]);

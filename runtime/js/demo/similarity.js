@@ -16,7 +16,7 @@ export async function start(client, chosen, opened) {
     picture.replaceChildren(missing("No package here makes embeddings of texts.", "isoformer export -m all-MiniLM-L6-v2 minilm\nisoformer serve-demo minilm"));
     return;
   }
-  const update = settled(async () => {
+  const answer = async () => {
     const lines = text.value.split("\n").map((/** @type {string} */ line) => line.trim()).filter(Boolean);
     const texts = lines.slice(0, MOST);
     if (!texts.length) {
@@ -32,15 +32,15 @@ export async function start(client, chosen, opened) {
     } catch (error) {
       say(note, /** @type {Error} */ (error).message, { wrong: true });
     }
-  }, 250);
-  text.addEventListener("input", update);
+  };
+  text.addEventListener("input", settled(answer, 250));
   try {
     say(note, "Loading the model …");
     await client.call("open", { url: chosen.url }, ({ done, total }) => {
       say(note, `Loading the model, ${megabytes(done)}`, { done: total ? done / total : null });
     });
     opened();
-    update();
+    await answer();
   } catch (error) {
     say(note, /** @type {Error} */ (error).message, { wrong: true });
   }
@@ -53,13 +53,12 @@ export async function start(client, chosen, opened) {
 function map(texts, matrix) {
   const heads = texts.map((_, place) => element("th", { scope: "col" }, String(place + 1)));
   const corner = element("td", { class: "corner" });
-  corner.style.height = "auto";
   const rows = texts.map((text, row) => {
     const cells = matrix[row].map((value) => {
       const shown = Math.min(1, Math.max(0, value));
       return element("td", { class: "square", style: `--v: ${shown.toFixed(4)}` }, value.toFixed(2));
     });
-    return element("tr", {}, element("th", { scope: "row" }, element("b", {}, String(row + 1)), text), ...cells);
+    return element("tr", {}, element("th", { scope: "row" }, element("span", {}, element("b", {}, String(row + 1)), text)), ...cells);
   });
   return element(
     "table",
