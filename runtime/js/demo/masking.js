@@ -122,7 +122,7 @@ class Grid {
     this.squares = this.visible.map((_, place) => element("div", { class: "square", role: "gridcell", "data-place": place, tabindex: place ? -1 : 0 }));
     this.sums = tokens.map(() => element("div", { class: "sum", role: "gridcell" }));
     const names = tokens.map((token) => element("div", { role: "columnheader", title: token }, element("span", {}, token)));
-    const top = element("div", { role: "row" }, element("div", { role: "columnheader", "aria-label": "token that asks" }), ...names, element("div", { role: "columnheader", class: "sum" }, "sum"));
+    const top = element("div", { role: "row" }, element("div", { class: "corner", role: "columnheader" }, "asks"), ...names, element("div", { role: "columnheader", class: "sum" }, "sum"));
     const rows = tokens.map((token, row) => {
       const squares = this.squares.slice(row * tokens.length, (row + 1) * tokens.length);
       return element("div", { role: "row" }, element("div", { role: "rowheader", title: token }, token), ...squares, this.sums[row]);
@@ -138,7 +138,7 @@ class Grid {
       const [query, key] = [this.tokens[Math.floor(place / length)], this.tokens[place % length]];
       const weight = weights[place];
       square.style.setProperty("--v", Math.min(1, weight).toFixed(4));
-      square.textContent = weight.toFixed(2).replace(/^0/, "");
+      square.textContent = this.visible[place] ? weight.toFixed(2).replace(/^0/, "") : "";
       square.classList.toggle("hidden", !this.visible[place]);
       square.setAttribute("aria-label", `${query} to ${key}: ${this.visible[place] ? weight.toFixed(2) : "hidden"}`);
     });
@@ -173,6 +173,7 @@ class Grid {
     if (this.visible[place] === seen) return;
     this.visible[place] = seen;
     this.squares[place].classList.toggle("hidden", !seen);
+    if (!seen) this.squares[place].textContent = "";
     this.changed([...this.visible]);
   }
 
