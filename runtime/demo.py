@@ -1,4 +1,4 @@
-"""`isoformer serve-demo`: the demonstration page of the JavaScript runtime, and packages for it, on this machine alone."""
+"""`isoformer serve-demo`: the demonstration page of the JavaScript runtime and packages for it, for this machine."""
 
 import json
 from collections.abc import Sequence

@@ -46,11 +46,6 @@ async function open({ size = "desktop", scheme = "light" } = {}) {
   return { page, asked, wrong };
 }
 
-/** The picture of a page, or of one of its parts. */
-async function picture(place, name) {
-  if (process.env.SCREENSHOTS) await place.screenshot({ path: `${process.env.SCREENSHOTS}/${name}.png`, animations: "disabled" });
-}
-
 /** The sums at the ends of the mask's rows. */
 const sums = (page) => page.locator("#masking .sum[role=gridcell]").allTextContents();
 const square = (page, row, column) => page.locator("#masking [role=row]").nth(row + 1).locator(".square").nth(column);
@@ -86,7 +81,6 @@ test("a text goes on, can be stopped, and the same seed draws the same", LONG, a
   await page.click("#writing-go");
   await page.locator("#writing-note", { hasText: "wrote 8" }).waitFor();
   assert.match(await rest.textContent(), /^ Paris/);
-  await picture(page.locator("#writing"), "writing");
 
   await page.locator("label", { hasText: "Drawn" }).click();
   const drawn = [];
@@ -133,7 +127,7 @@ test("a mask is drawn by mouse and by keyboard: a row without keys is exactly ze
   await shows(() => sums(page), Array.from({ length: count }, (_, row) => (row === 1 ? "0" : "1.00")));
   assert.match(await page.locator("#masking-note").textContent(), /has no key left: its weights are exactly 0/);
   assert.match(await square(page, 1, 0).getAttribute("aria-label"), /hidden/);
-  await picture(page.locator("#masking"), "masking");
+  if (process.env.SCREENSHOTS) await page.locator("#masking").screenshot({ path: `${process.env.SCREENSHOTS}/masking.png` });
 
   await page.keyboard.press("ArrowDown");
   assert.equal(await page.evaluate(() => document.activeElement.dataset.place), String(2 * count));
@@ -155,7 +149,16 @@ for (const scheme of ["light", "dark"]) {
       const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ target, failureSummary }) => `${target} ${failureSummary}`).join("; ")}`);
       assert.deepEqual(found, []);
       assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= SIZES[size].width);
-      if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/${size}-${scheme}.png`, fullPage: true });
+      if (process.env.SCREENSHOTS && (size === "desktop") === (scheme === "light")) {
+        await page.fill("#writing-length", "24");
+        await page.click("#writing-go");
+        await page.locator("#writing-note", { hasText: "wrote" }).waitFor();
+        await page.evaluate(() => {
+          document.querySelector(".masthead").style.position = "static";
+          document.activeElement.blur();
+        });
+        await page.screenshot({ path: `${process.env.SCREENSHOTS}/${size}-${scheme}.png`, fullPage: true });
+      }
       await page.close();
     });
   }

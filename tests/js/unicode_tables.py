@@ -40,9 +40,12 @@ def ranges(test: Callable[[str], bool]) -> Iterator[str]:
 
 def content() -> str:
     """The module."""
-    lines = ["/** Classes of characters as Python's `tokenizers` has them; written by tests/js/unicode_tables.py. */", ""]
+    lines = [
+        "/** Classes of characters as Python's `tokenizers` has them; written by tests/js/unicode_tables.py. */",
+        "",
+    ]
     for name, classes in tables().items():
-        lines += ["// prettier-ignore", f'export const {name} = String.raw`{classes}`;']
+        lines += ["// prettier-ignore", f"export const {name} = String.raw`{classes}`;"]
     return "\n".join(lines) + "\n"
 
 

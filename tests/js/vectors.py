@@ -46,14 +46,17 @@ PROMPTS = [
 ]
 HOSTILE = [
     "", " ", "a", "Ünïcödé ñandú café CAFÉ", "naïve e\u0301 cafe\u0301", "日本語テキスト 漢字", "한국어 텍스트",
-    "🙂👩\u200d👩\u200d👧\u200d👦🏳️\u200d🌈 emoji", "a\u0000b", "\ufeffbom", "x\u0085y \u00a0z\u2028q\u2029r\u200bs\u200dt",
+    "🙂👩\u200d👩\u200d👧\u200d👦🏳️\u200d🌈 emoji", "a\u0000b", "\ufeffbom",
+    "x\u0085y \u00a0z\u2028q\u2029r\u200bs\u200dt",
     "tab\tnl\nrc\r\nff\fvt\v.", "ﬁ ﬂ ① ½ ㎏ Å", "İstanbul ı ß ẞ ſ Σίσυφος ΣΑΣ", "don't we'll I'M it's  they'RE",
     "1234567890 3.14159 ١٢٣ ४५६ 一二三 Ⅻ", "a" * 300, "[CLS] [SEP] [MASK] [PAD] [UNK]", "[cls][mask]x[MASK]y",
-    "<|im_start|>user\nhi<|im_end|>", "</s><s>", "`` ~~ ^^ $$ ££ €€", "（）「」。、，！？", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𝒜", "\u202eabc\u202c",
+    "<|im_start|>user\nhi<|im_end|>", "</s><s>", "`` ~~ ^^ $$ ££ €€", "（）「」。、，！？", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𝒜",
+    "\u202eabc\u202c",
     "กำลัง ไทย", "हिन्दी में", "العربية مُحَمَّد", "שָׁלוֹם", "\U000e0001\U000f0000 \ue000", "  lead  and trail  ",
     "\n\n\n\n   \n\t\t  x", "foo_bar.baz(qux[0]) == {'a': 1}", "\u0300\u0301combining first", "ǅ ǆ Ǆ", "\u1e9b\u0323",
     "𠀀𠀁 CJK", "\u3000wide", "\x7f\x80\x9f\xad soft", "kelvin K Ω ohm", "##a ##", "\u2581_under", "⹗⹘ new marks",
 ]  # fmt: skip
+FORMS = (("NFD", normalizers.NFD()), ("NFKC", normalizers.NFKC()))
 POOLS = [
     "abcdefghij ABC.,!?'\"-",
     "éèüñçßøåİıſǅ",
@@ -74,17 +77,26 @@ def hostile(count: int) -> list[str]:
 
 
 def _characters(rng: random.Random) -> Iterator[str]:
-    """Of all of Unicode that this Python knows, the early ones oftener."""
+    """Of all of Unicode that this Python knows, the early ones oftener.
+
+    Not those that this Python and `tokenizers` take apart differently: some that came with later versions of Unicode,
+    where JavaScript goes with Python.
+    """
     for _ in range(rng.randint(1, 24)):
         character = chr(rng.randrange(rng.choice([0x300, 0x3000, 0xD800, 0x110000])))
-        if unicodedata.category(character) not in ("Cs", "Cn"):
+        if unicodedata.category(character) not in ("Cs", "Cn") and all(
+            normal.normalize_str(character) == unicodedata.normalize(form, character) for form, normal in FORMS
+        ):
             yield character
 
 
 def tokenizers(embedder: Path, decoder: Path) -> dict[str, Tokenizer]:
     """The packages' own, and the decoder's vocabulary behind other rules, one trained here among them."""
     own = decoder / "tokenizer.json"
-    found = {"wordpiece": Tokenizer.from_file(str(embedder / "tokenizer.json")), "smollm": Tokenizer.from_file(str(own))}
+    found = {
+        "wordpiece": Tokenizer.from_file(str(embedder / "tokenizer.json")),
+        "smollm": Tokenizer.from_file(str(own)),
+    }
     for name, digits in (("qwen2", r"\p{N}"), ("llama", r"\p{N}{1,3}")):
         made: Any = Tokenizer.from_file(str(own))
         split = pre_tokenizers.Split(Regex(WORDS % digits), "isolated")
@@ -106,7 +118,10 @@ def _unigram() -> Tokenizer:
     made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=800, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+        vocab_size=800,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",  # noqa: S106  no password
+        show_progress=False,
     )
     made.train_from_iterator(TRAINING_TEXT.read_text(encoding="utf-8").split("\n"), trainer)
     made.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
