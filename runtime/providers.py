@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from isoformer.runtime.errors import IsoformerError, ProviderError
+from isoformer.runtime.saturation import EXACT, products_saturate
 from isoformer.runtime.subnormals import flushed
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if provider == "cpu" and products_saturate(ort):
+        options.add_session_config_entry(EXACT, "1")
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         _require_driver()

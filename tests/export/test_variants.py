@@ -20,6 +20,7 @@ from isoformer.runtime import PackageError, Session, decoding, load
 from isoformer.runtime.binding import Decoder, SharedCache
 from isoformer.runtime.errors import InputError
 from isoformer.runtime.package import MANIFEST, sha256
+from isoformer.runtime.providers import open_session
 from tests.conftest import export_small
 
 CONFIG = dataclasses.replace(
@@ -266,7 +267,7 @@ def test_every_product_is_in_8_bits_and_tied_embeddings_once(config):
     onnx.checker.check_model(ir.to_proto(graph), full_check=False)
 
 
-def test_8_bits_are_a_scale_a_column_and_a_scale_a_row():
+def test_8_bits_are_a_scale_a_column_and_a_scale_a_row(tmp_path):
     """y = p · (round(127 x / p) / 127 @ W8) · scale, also of a row of zeros."""
     x = np.random.default_rng(0).standard_normal((2, 3, 32)).astype(np.float32)
     x[0, 1] = 0
@@ -275,12 +276,12 @@ def test_8_bits_are_a_scale_a_column_and_a_scale_a_row():
     peak = np.abs(x).max(-1, keepdims=True).clip(1e-30)
     scale = np.abs(w).max(0) / 127
     want = peak * (np.rint(127 * x / peak) / 127) @ (np.rint(w / scale) * scale)
-    found = run_product(w, quantize.int8, x)
+    found = run_product(w, quantize.int8, x, tmp_path)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
     assert (found[0, 1] == 0).all()
 
 
-def test_4_bits_of_4_bits_are_what_they_were():
+def test_4_bits_of_4_bits_are_what_they_were(tmp_path):
     """Q4_1 and Q4_0 come out as they went in: only the activations are rounded."""
     rng = np.random.default_rng(0)
     numbers = rng.integers(0, 16, (64, 40))
@@ -293,16 +294,16 @@ def test_4_bits_of_4_bits_are_what_they_were():
     again = (nibbles - 8.0) * scale[..., None] + offset.T[..., None]
     np.testing.assert_allclose(again.reshape(40, 64).T, w, atol=1e-6)
     x = rng.standard_normal((1, 5, 64)).astype(np.float32)
-    np.testing.assert_allclose(run_product(w, quantize.int4, x), x @ w, atol=0.05)
+    np.testing.assert_allclose(run_product(w, quantize.int4, x, tmp_path), x @ w, atol=0.05)
 
 
-def test_columns_that_are_no_whole_blocks_are_in_8_bits():
+def test_columns_that_are_no_whole_blocks_are_in_8_bits(tmp_path):
     w = np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)
     x = np.random.default_rng(0).standard_normal((1, 3, 40)).astype(np.float32)
     graph = product(w)
     assert quantize.int4(graph) == 1
     assert kinds(graph)["MatMulNBits"] == 0
-    np.testing.assert_allclose(run_product(w, quantize.int4, x), x @ w, atol=0.2)
+    np.testing.assert_allclose(run_product(w, quantize.int4, x, tmp_path), x @ w, atol=0.2)
 
 
 def test_a_table_that_is_multiplied_as_it_stands_is_looked_up_in_float32():
@@ -332,13 +333,11 @@ def product(w: np.ndarray) -> ir.Model:
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11))
 
 
-def run_product(w: np.ndarray, way, x: np.ndarray) -> np.ndarray:
-    import onnxruntime
-
+def run_product(w: np.ndarray, way, x: np.ndarray, path: Path) -> np.ndarray:
     graph = product(w)
     assert way(graph) == 1
-    session = onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(None, {"x": x})[0]
+    ir.save(graph, path / "model.onnx")
+    found = open_session(str(path / "model.onnx")).run(None, {"x": x})[0]
     assert isinstance(found, np.ndarray)
     return found
 

@@ -6,6 +6,7 @@ import { test } from "node:test";
 import * as library from "../../runtime/js/node_modules/@huggingface/tokenizers/dist/tokenizers.mjs";
 import { nodeEngine } from "../../runtime/js/index.js";
 import { Random } from "../../runtime/js/src/random.js";
+import { EXACT, productsSaturate } from "../../runtime/js/src/saturation.js";
 import { Tokenizer } from "../../runtime/js/src/tokenizer.js";
 import { continued, embedded, furthest } from "./answers.js";
 import { FOLDER, VECTORS, cases } from "./vectors.js";
@@ -32,6 +33,11 @@ test("random numbers are numpy's", () => {
     const random = new Random([BigInt(seed), 5]);
     assert.deepEqual(numbers.map(() => random.random()), numbers);
   }
+});
+
+test("the option for exact products of 8 bits gives the largest product", async () => {
+  const { ort } = await nodeEngine();
+  assert.equal(await productsSaturate(ort, { extra: { session: EXACT } }), false);
 });
 
 test("embeddings", async () => {

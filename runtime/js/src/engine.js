@@ -5,6 +5,7 @@
  * takes their addresses.
  */
 
+import { EXACT, productsSaturate } from "./saturation.js";
 import { InputError, IsoformerError, PackageError, ProviderError, firstLine } from "./errors.js";
 
 /**
@@ -47,6 +48,8 @@ export function defaultEngine() {
 export async function nodeEngine() {
   const ort = (await library("onnxruntime-node", () => import("onnxruntime-node"))).default;
   const tokenizers = await library("@huggingface/tokenizers", () => import("@huggingface/tokenizers"));
+  /** @type {Promise<boolean> | undefined} found once, the processor stays the same */
+  let saturate;
   /** @type {Engine} */
   const engine = {
     name: "onnxruntime-node",
@@ -59,6 +62,8 @@ export async function nodeEngine() {
       const model = package_.modelFile(options.variant);
       const path = package_.files.path(model);
       const settings = { ...common(options), executionProviders: ["cpu"], intraOpNumThreads: options.threads ?? 0 };
+      saturate ??= productsSaturate(ort);
+      if (await saturate) settings.extra = { ...settings.extra, session: { ...settings.extra.session, ...EXACT } };
       if (path === null) return fromMemory(engine, package_, options, settings);
       const bytes = await package_.read(model, options.progress);
       const weights = package_.weights(model, bytes);
@@ -109,6 +114,7 @@ function common({ threads: wanted, tuned }) {
   }
   // The same two that Python leaves out: they were slower than the operators that they replace.
   const optimization = { disable_specified_optimizers: "SkipLayerNormFusion;BiasGeluFusion" };
+  /** @type {{ session: Record<string, string>, optimization?: Record<string, string> }} */
   const extra = tuned ? { session: { set_denormal_as_zero: "1" }, optimization } : { session: {} };
   return { logSeverityLevel: /** @type {const} */ (4), extra };
 }
