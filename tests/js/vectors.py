@@ -11,7 +11,7 @@ import random
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -56,7 +56,10 @@ HOSTILE = [
     "\n\n\n\n   \n\t\t  x", "foo_bar.baz(qux[0]) == {'a': 1}", "\u0300\u0301combining first", "ǅ ǆ Ǆ", "\u1e9b\u0323",
     "𠀀𠀁 CJK", "\u3000wide", "\x7f\x80\x9f\xad soft", "kelvin K Ω ohm", "##a ##", "\u2581_under", "⹗⹘ new marks",
 ]  # fmt: skip
-FORMS = (("NFD", normalizers.NFD()), ("NFKC", normalizers.NFKC()))
+FORMS: tuple[tuple[Literal["NFD", "NFKC"], normalizers.Normalizer], ...] = (
+    ("NFD", normalizers.NFD()),
+    ("NFKC", normalizers.NFKC()),
+)
 POOLS = [
     "abcdefghij ABC.,!?'\"-",
     "éèüñçßøåİıſǅ",
