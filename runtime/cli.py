@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from isoformer.runtime import attention_map, gates, tasks, verify_command
+from isoformer.runtime import attention_map, demo, gates, tasks, verify_command
 from isoformer.runtime import bench as benchmark
 from isoformer.runtime.chat import Chat
 from isoformer.runtime.console import err, out
@@ -243,6 +243,18 @@ def run(
             _replace_file(srt, module.srt(results))
     if stats:
         print(more["stats"].line(), file=sys.stderr)
+
+
+@app.command("serve-demo")
+def serve_demo(
+    packages: Annotated[list[Path], typer.Argument(metavar="PACKAGE...", help="package folders")],
+    host: Annotated[str, typer.Option(help="the address to listen at; this machine's own by default")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free")] = 8000,
+) -> None:
+    """Serve a page that runs PACKAGES in a browser: embeddings, generation, attention under a mask that is drawn."""
+    with demo.serve(packages, host, port) as server:
+        out.print(f"http://{host}:{server.server_address[1]}/demo/  (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        server.serve_forever()
 
 
 def _precision(name: str) -> str:

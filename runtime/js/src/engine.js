@@ -5,6 +5,7 @@
  * takes their addresses.
  */
 
+import { EXACT, productsSaturate } from "./saturation.js";
 import { InputError, IsoformerError, PackageError, ProviderError, firstLine } from "./errors.js";
 
 /**
@@ -47,7 +48,10 @@ export function defaultEngine() {
 export async function nodeEngine() {
   const ort = (await library("onnxruntime-node", () => import("onnxruntime-node"))).default;
   const tokenizers = await library("@huggingface/tokenizers", () => import("@huggingface/tokenizers"));
-  return {
+  /** @type {Promise<boolean> | undefined} found once, the processor stays the same */
+  let saturate;
+  /** @type {Engine} */
+  const engine = {
     name: "onnxruntime-node",
     version: ort.env.versions.node ?? ort.env.versions.common,
     ort,
@@ -58,7 +62,9 @@ export async function nodeEngine() {
       const model = package_.modelFile(options.variant);
       const path = package_.files.path(model);
       const settings = { ...common(options), executionProviders: ["cpu"], intraOpNumThreads: options.threads ?? 0 };
-      if (path === null) return fromMemory(this, package_, options, settings);
+      saturate ??= productsSaturate(ort);
+      if (await saturate) settings.extra = { ...settings.extra, session: { ...settings.extra.session, ...EXACT } };
+      if (path === null) return fromMemory(engine, package_, options, settings);
       const bytes = await package_.read(model, options.progress);
       const weights = package_.weights(model, bytes);
       for (const { file } of weights) await package_.check(file);
@@ -67,6 +73,7 @@ export async function nodeEngine() {
       return ort.InferenceSession.create(bytes, { ...settings, extra: { ...settings.extra, session } });
     },
   };
+  return engine;
 }
 
 /**
@@ -79,7 +86,8 @@ export async function webEngine({ ort: ortAddress, tokenizers: tokenizersAddress
   const tokenizers = await library("@huggingface/tokenizers", () =>
     tokenizersAddress ? import(String(tokenizersAddress)) : import("@huggingface/tokenizers"),
   );
-  return {
+  /** @type {Engine} */
+  const engine = {
     name: "onnxruntime-web",
     version: ort.env.versions.web ?? ort.env.versions.common,
     ort,
@@ -91,9 +99,10 @@ export async function webEngine({ ort: ortAddress, tokenizers: tokenizersAddress
       // Of all sessions of a page, so it is the first that decides.
       ort.env.wasm.numThreads ??= options.threads ?? threads();
       const executionProviders = [options.provider === "webgpu" ? "webgpu" : "wasm"];
-      return fromMemory(this, package_, options, { ...common(options), executionProviders });
+      return fromMemory(engine, package_, options, { ...common(options), executionProviders });
     },
   };
+  return engine;
 }
 
 /**
@@ -105,6 +114,7 @@ function common({ threads: wanted, tuned }) {
   }
   // The same two that Python leaves out: they were slower than the operators that they replace.
   const optimization = { disable_specified_optimizers: "SkipLayerNormFusion;BiasGeluFusion" };
+  /** @type {{ session: Record<string, string>, optimization?: Record<string, string> }} */
   const extra = tuned ? { session: { set_denormal_as_zero: "1" }, optimization } : { session: {} };
   return { logSeverityLevel: /** @type {const} */ (4), extra };
 }

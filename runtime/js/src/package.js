@@ -284,7 +284,7 @@ function readSignature(name, data) {
     const signature = { inputs: data.inputs.map(readSpec), outputs: data.outputs.map(readSpec), axes: {}, sums: {} };
     for (const [axis, said] of Object.entries(/** @type {Record<string, any>} */ (data.axes))) {
       signature.axes[axis] = [said.min, said.max];
-      if (said.sum_of) signature.sums[axis] = Array(said.times ?? 1).fill(said.sum_of).flat();
+      if (said.sum_of?.length) signature.sums[axis] = Array(said.times ?? 1).fill(said.sum_of).flat();
     }
     return signature;
   } catch (error) {

@@ -38,8 +38,8 @@ export function tensor(type, values, dims) {
   }
   const kind = ARRAYS[type];
   if (values instanceof kind) return { type, dims, data: values };
-  const data = type === "int64" ? BigInt64Array.from(values, (x) => BigInt(x)) : kind.from(/** @type {any} */ (values), Number);
-  return { type, dims, data };
+  if (type === "int64") return { type, dims, data: BigInt64Array.from(/** @type {any[]} */ (values), BigInt) };
+  return { type, dims, data: /** @type {any} */ (kind).from(values, Number) };
 }
 
 /**
