@@ -18,7 +18,7 @@ from isoformer.runtime.cases import Arrays
 
 def run(model: ir.Model, inputs: Arrays) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
-    return session.run(None, inputs)
+    return [np.asarray(value) for value in session.run(None, inputs)]
 
 
 def rewritten(module: nn.Module, signature: Signature) -> tuple[ir.Model, ir.Model]:
