@@ -1,6 +1,7 @@
 """MiniLM's real weights on OpenVINO's provider, beside OpenVINO by itself, PyTorch and CTranslate2 in low precision.
 
-    python -m benchmarks.openvino_provider --package MINILM --ours PYTHON --peers PYTHON --work DIR [--turns 7] [--quality]
+    python -m benchmarks.openvino_provider --package MINILM --ours PYTHON --peers PYTHON --work DIR
+        [--turns 7] [--quality]
 
 MINILM was exported with --provider openvino. ours: the python of an environment with isoformer[openvino]
 (.venv-openvino/bin/python); peers: of one with openvino, nncf, torch, transformers and ctranslate2. DIR gets the
