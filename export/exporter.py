@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from isoformer.export import checks, encoded_variants, evidence, package, reference, variants, weights
+from isoformer.export import checks, encoded_variants, encoder_variants, evidence, package, reference, variants, weights
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Progress
 from isoformer.export.graph import to_onnx
@@ -72,8 +72,10 @@ def export(
         windows = variants.windows(folder, parts[registry.MODEL][1], text) if low and decodes else []
         try:
             graphs = _graphs(parts, opset, progress)
-            # The variants of a decoder read the same file of weights.
-            weights.save(graphs, folder, 0 if decodes else external_data_bytes)
+            # The variants of one graph read the same file of weights.
+            alone = list(parts) == [registry.MODEL] and not decodes
+            encodes = alone and encoder_variants.padding_free_form(graphs[registry.MODEL]) is not None
+            weights.save(graphs, folder, 0 if decodes or encodes else external_data_bytes)
             written: dict[str, Part] = {}
             for name, (module, edge) in parts.items():
                 stage = _in_graph(name, len(parts), progress)
@@ -83,8 +85,11 @@ def export(
                     made = variants.make(folder, module, edge, opset, precision, windows, stage)
                     found.comparisons += made.comparisons
                     _refuse_other_answers(found)
+                elif alone and (encodes or low):
+                    made = encoder_variants.make(folder, module, edge, opset, task, precision, text, found, stage)
+                    found.comparisons += made.comparisons
                 written[name] = Part(edge, graphs[name], found, made)
-            if low and not decodes:
+            if low and not decodes and not alone:
                 for name, made in encoded_variants.make(folder, written, task or {}, sound or text, progress).items():
                     written[name] = replace(written[name], made=made)
         finally:
@@ -106,9 +111,12 @@ def _refuse_precision(
         raise ExportError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if precision == "float32":
         return
-    if not any(edge.windows for edge in edges.values()):
+    if list(edges) == [registry.MODEL] and not edges[registry.MODEL].windows:
+        encoder_variants.refuse(task, precision)
+    elif not any(edge.windows for edge in edges.values()):
         encoded_variants.refuse(task, edges, precision, sound)
-    elif sound is not None:
+        return
+    if sound is not None:
         raise ExportError(f"--sound {sound} is for transcribe; the quality of a decoder is measured on --text")
 
 

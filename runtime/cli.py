@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from isoformer.runtime import attention_map, decoding, tasks
+from isoformer.runtime import attention_map, decoding, gates, tasks
 from isoformer.runtime import bench as benchmark
 from isoformer.runtime.chat import Chat
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
@@ -158,12 +158,7 @@ def _print_evidence(part: Package) -> None:
         )
     for name, variant in part.variants.items():
         if gate := variant.get("gate"):
-            out.print(
-                f"{where}{name}: perplexity {gate['perplexity']:.2f}, {gate['ratio']:.3f} times float32's; "
-                f"{gate['agreement']:.1%} of the likeliest tokens the same ({gate['tokens']} tokens)",
-                highlight=False,
-                soft_wrap=True,
-            )
+            out.print(f"{where}{name}: {gates.line(gate)}", highlight=False, soft_wrap=True)
     for note in part.manifest["notes"]:
         err.print(note, highlight=False, markup=False)
 
@@ -666,8 +661,8 @@ def _graph_facts(package: Package) -> Iterator[tuple[str, str]]:
     yield "precision", f"{manifest['precision']}, ONNX opset {manifest['opset']}"
     for name, variant in package.variants.items():
         gate = variant.get("gate")
-        quality = f", perplexity {gate['ratio']:.3f} times float32's" if gate else ""
-        yield "variant", f"{name}, {variant['cache']} cache{quality}"
+        cache = "" if variant["cache"] == "none" else f", {variant['cache']} cache"
+        yield "variant", f"{name}{cache}, {gates.line(gate)}" if gate else f"{name}{cache}"
     yield "padding", f"on the {' or '.join(package.signature.padding)} never changes an answer"
     if manifest.get("notes"):
         yield "notes", "; ".join(manifest["notes"])
