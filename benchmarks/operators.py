@@ -7,7 +7,9 @@ One session at a time; medians in milliseconds, as JSON lines.
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import onnx
@@ -103,7 +105,34 @@ def four_bits(rng: np.random.Generator) -> None:
         print(json.dumps({"MatMulNBits": what, "ms": round(median(nodes, feeds, constants | more), 3)}), flush=True)
 
 
+def one_row(rng: np.random.Generator) -> None:
+    """Microseconds of one of 60 operators: products with weights of their own, so that none is in a cache; Divs."""
+    blocks, count, width = INPUTS // 32, 60, INPUTS * 8 // 3
+    attributes = {"K": INPUTS, "N": width, "bits": 4, "block_size": 32, "domain": MICROSOFT}
+    feeds = {"x": rng.standard_normal((1, 1, INPUTS)).astype(np.float32), "p": np.ones((1, 1, 1), np.float32)}
+    feeds |= {"q": rng.integers(0, 255, (1, 1, INPUTS)).astype(np.uint8)}
+    shared = {"unit": np.float32(0.01), "zero": np.uint8(128)}
+    shared |= {"scale": np.full(width, 0.01, np.float32), "scales": np.full(width * blocks, 0.01, np.float32)}
+    bytes_ = {f"w{i}": rng.integers(-127, 128, (INPUTS, width)).astype(np.int8) for i in range(count)}
+    nibbles = {f"w{i}": rng.integers(0, 256, (width, blocks, 16)).astype(np.uint8) for i in range(count)}
+    scaled = ["unit", "scale", "zero"]
+    cases: list[tuple[str, Callable[[int], list[str]], dict, dict[str, Any]]] = [
+        ("MatMulIntegerToFloat", lambda i: ["q", f"w{i}", *scaled], bytes_, {"domain": MICROSOFT}),
+        ("MatMulNBits", lambda i: ["x", f"w{i}", "scales"], nibbles, attributes | {"accuracy_level": 4}),
+        ("MatMulNBits", lambda i: ["x", f"w{i}", "scales"], nibbles, attributes | {"accuracy_level": 0}),
+        ("Div", lambda i: [f"y{i - 1}" if i else "x", "p"], {}, {}),
+    ]
+    for kind, inputs, weights, more in cases:
+        nodes = [helper.make_node(kind, inputs(i), [f"y{i}"], name=str(i), **more) for i in range(count)]
+        nodes.append(helper.make_node("Sum", [f"y{i}" for i in range(count)], ["y"]))
+        used = {name: feeds[name] for name in feeds if any(name in node.input for node in nodes)}
+        known = {name: value for name, value in shared.items() if any(name in node.input for node in nodes)}
+        found = median(nodes, used, known | weights) / count * 1e3
+        level = {"level": more["accuracy_level"]} if "accuracy_level" in more else {}
+        print(json.dumps({"one row": kind, **level, "us": round(found, 2)}), flush=True)
+
+
 if __name__ == "__main__":
     print(json.dumps({"onnxruntime": onnxruntime.__version__}))
-    for measure in (attention, eight_bits, four_bits):
+    for measure in (attention, eight_bits, four_bits, one_row):
         measure(np.random.default_rng(0))

@@ -1,9 +1,11 @@
 """Engines in processes of their own that take turns, one working while the others wait."""
 
 import json
+import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -12,26 +14,58 @@ from rich.progress import track
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def take_turns(commands: Mapping[str, Sequence[str]], questions: Sequence[str], count: int) -> Iterator[dict]:
+def take_turns(
+    commands: Mapping[str, Sequence[str]],
+    questions: Sequence[str],
+    count: int,
+    lost: Callable[[str], None] | None = None,
+) -> Iterator[dict]:
     """The answers of each engine to each question, `count` times in turn, after one that is not counted.
 
     commands: of each engine, run in the repository's root; it reads a question a line and answers with a JSON
-    object a line, to which the number of the turn is added. Exits with a line that names an engine that stopped.
+    object a line, to which the number of the turn is added. In each turn the engines work in an order drawn anew, so
+    that none always comes after the same other; answers come in the order of `commands`. lost: is told the name of an
+    engine that stopped, which is left out from then on; without it, exits with a line that names the engine.
     """
-    workers = {
-        engine: subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
-        for engine, command in commands.items()
-    }
-    try:
+    shuffle = random.Random(0).shuffle  # noqa: S311
+    with ExitStack() as stack:
+        workers = {engine: stack.enter_context(_worker(command)) for engine, command in commands.items()}
         rounds = [(question, turn) for question in questions for turn in range(-1, count)]
         for question, turn in track(rounds, description="turns", console=Console(stderr=True)):
-            for engine, process in workers.items():
-                print(question, file=process.stdin, flush=True)
-                reply = process.stdout.readline() if process.stdout else ""
-                if not reply:
+            order, replies = list(workers), {}
+            shuffle(order)
+            for engine in order:
+                reply = _ask(workers[engine], question)
+                if reply:
+                    replies[engine] = json.loads(reply)
+                elif lost is None:
                     sys.exit(f"{engine} stopped; what it said is above")
-                if turn >= 0:
-                    yield json.loads(reply) | {"turn": turn}
+                else:
+                    lost(engine)
+                    del workers[engine]
+            if turn >= 0:
+                yield from (replies[engine] | {"turn": turn} for engine in workers if engine in replies)
+
+
+@contextmanager
+def _worker(command: Sequence[str]) -> Iterator[subprocess.Popen]:
+    """A process that is ended with the block."""
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    try:
+        yield process
     finally:
-        for process in workers.values():
-            process.kill()
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):  # what was written to a process that has stopped
+                if pipe:
+                    pipe.close()
+
+
+def _ask(process: subprocess.Popen, question: str) -> str:
+    """The line that a worker answers with, "" when it has stopped."""
+    try:
+        print(question, file=process.stdin, flush=True)
+    except BrokenPipeError:
+        return ""
+    return process.stdout.readline() if process.stdout else ""

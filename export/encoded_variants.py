@@ -19,7 +19,7 @@ from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress
 from isoformer.export.package import Part
 from isoformer.export.variants import GATES, TEXT, WAYS, Made, Score, described, file_of, keep
-from isoformer.runtime import audio
+from isoformer.runtime import audio, padding
 from isoformer.runtime.binding import CrossDecoder
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.generation import Settings, stream
@@ -97,7 +97,7 @@ def make(
             continue
         made = {name: Made() for name in entries}
         for name, one in entries.items():
-            one |= {"gate": found, "tolerances": _tolerances(low[name], parts[name].evidence)}
+            one |= {"gate": found, "tolerances": tolerances(low[name], parts[name].evidence)}
             keep(made[name], folder, NAME, one, [])
         progress(NAME, 1, 1)
         return made
@@ -184,24 +184,31 @@ def _write(folder: Path, name: str, way: Callable[[ir.Model], int]) -> dict[str,
     return made
 
 
-def _tolerances(session: Session, evidence: Evidence) -> dict[str, dict[str, float]]:
-    """Of each output the largest error over the grid, kept in samples, and the golden vectors; and twice that."""
+def tolerances(session: Session, evidence: Evidence, zero: Collection[str] = ()) -> dict[str, dict[str, float]]:
+    """Of each output the largest error over the grid, kept in samples, and the golden vectors; and twice that.
+
+    zero: outputs that are 0 at padding.
+    """
     signature = session.signature
     worst = {spec.name: 0.0 for spec in signature.outputs}
-    for inputs, expected in (*_grid(signature, evidence), *evidence.golden.values()):
+    kept = ((inputs, expected) for _, inputs, expected in grid_cases(signature, evidence))
+    for inputs, expected in (*kept, *evidence.golden.values()):
+        reference = padding.without(signature, zero, inputs, expected)
         for name, value in session.run(inputs).items():
-            whole = value.shape == expected[name].shape
+            whole = value.shape == reference[name].shape
             found = value if whole else value.reshape(-1)[sample_indices(value.size)]
-            worst[name] = max(worst[name], largest_error(found, expected[name]))
+            worst[name] = max(worst[name], largest_error(found, reference[name]))
     if wrong := [name for name, error in worst.items() if not np.isfinite(error)]:
         raise ExportError(f"{PRECISION} makes {', '.join(wrong)} something that is not a number; export it in float32")
     return {name: {"error": error, "absolute": 2 * error} for name, error in worst.items()}
 
 
-def _grid(signature: RuntimeSignature, evidence: Evidence) -> Iterator[tuple[Arrays, Arrays]]:
+def grid_cases(signature: RuntimeSignature, evidence: Evidence) -> Iterator[tuple[str, Arrays, Arrays]]:
+    """Each case of the grid: its name, inputs, and the kept values of the reference."""
     for case in evidence.grid:
         inputs = {spec.name: evidence.grid_arrays[f"{case}/{spec.name}"] for spec in signature.inputs}
         yield (
+            case,
             {spec.name: inputs[spec.name].astype(spec.dtype) for spec in signature.inputs},
             {spec.name: evidence.grid_arrays[f"{case}/{spec.name}"] for spec in signature.outputs},
         )

@@ -54,6 +54,8 @@ def torch_runner(
                 outputs = in_order(model(**tensors), signature)
         except RuntimeError as error:
             raise ExportError(f"the model cannot run in {dtype}: {' '.join(str(error).split())[:300]}") from error
+        # numpy has no bfloat16
+        outputs = [out.float() if out.dtype == torch.bfloat16 else out for out in outputs]
         return {spec.name: out.numpy() for spec, out in zip(signature.outputs, outputs, strict=True)}
 
     return run

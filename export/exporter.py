@@ -1,7 +1,7 @@
 """export(): the whole way from a module to a package that has been verified."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,17 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from isoformer.export import checks, encoded_variants, evidence, package, reference, variants, weights
+from isoformer.export import (
+    checks,
+    encoded_variants,
+    encoder_variants,
+    evidence,
+    openvino,
+    package,
+    reference,
+    variants,
+    weights,
+)
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Progress
 from isoformer.export.graph import to_onnx
@@ -40,6 +50,7 @@ def export(
     precision: str = "float32",
     text: str | None = None,
     sound: Path | None = None,
+    providers: Collection[str] = (),
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Package:
@@ -52,6 +63,7 @@ def export(
     force: replace a package that stands at `path`. precision: what it runs in unless asked otherwise, as a variant
     beside the canonical graph: float32, int8 or int4 of a decoder, float32 or int8 of an encoder–decoder. text, or of
     transcribe the file sound: what that variant's quality is measured on, see `variants` and `encoded_variants`.
+    providers: those that a graph of their own is made for besides, "openvino" of an encoder, see `openvino`.
     progress: called with a stage, steps done, steps in all.
 
     The package appears at `path` complete or not at all. Raises ExportError when an axis is not
@@ -59,6 +71,7 @@ def export(
     """
     parts = registry.graphs(model, signature)
     _refuse_precision(parts, precision, task, sound)
+    _refuse_providers(parts, providers)
     with package.staged(Path(path), force=force) as folder:
         training = model.training
         model.eval()
@@ -72,8 +85,10 @@ def export(
         windows = variants.windows(folder, parts[registry.MODEL][1], text) if low and decodes else []
         try:
             graphs = _graphs(parts, opset, progress)
-            # The variants of a decoder read the same file of weights.
-            weights.save(graphs, folder, 0 if decodes else external_data_bytes)
+            # The variants of one graph read the same file of weights.
+            alone = list(parts) == [registry.MODEL] and not decodes
+            encodes = alone and encoder_variants.padding_free_form(graphs[registry.MODEL]) is not None
+            weights.save(graphs, folder, 0 if decodes or encodes or providers else external_data_bytes)
             written: dict[str, Part] = {}
             for name, (module, edge) in parts.items():
                 stage = _in_graph(name, len(parts), progress)
@@ -83,8 +98,14 @@ def export(
                     made = variants.make(folder, module, edge, opset, precision, windows, stage)
                     found.comparisons += made.comparisons
                     _refuse_other_answers(found)
+                elif alone and (encodes or low):
+                    made = encoder_variants.make(folder, module, edge, opset, task, precision, text, found, stage)
+                    found.comparisons += made.comparisons
+                if providers:
+                    openvino.make(folder, module, edge, found, made, stage)
+                    _refuse_other_answers(found)
                 written[name] = Part(edge, graphs[name], found, made)
-            if low and not decodes:
+            if low and not decodes and not alone:
                 for name, made in encoded_variants.make(folder, written, task or {}, sound or text, progress).items():
                     written[name] = replace(written[name], made=made)
         finally:
@@ -106,10 +127,21 @@ def _refuse_precision(
         raise ExportError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if precision == "float32":
         return
-    if not any(edge.windows for edge in edges.values()):
+    if list(edges) == [registry.MODEL] and not edges[registry.MODEL].windows:
+        encoder_variants.refuse(task, precision)
+    elif not any(edge.windows for edge in edges.values()):
         encoded_variants.refuse(task, edges, precision, sound)
-    elif sound is not None:
+        return
+    if sound is not None:
         raise ExportError(f"--sound {sound} is for transcribe; the quality of a decoder is measured on --text")
+
+
+def _refuse_providers(parts: dict[str, tuple[nn.Module, Signature]], providers: Collection[str]) -> None:
+    for provider in providers:
+        if provider != openvino.PROVIDER:
+            raise ExportError(f"there are graphs of their own for {openvino.PROVIDER}, not for {provider}")
+    if providers and (list(parts) != [registry.MODEL] or any(edge.windows for _, edge in parts.values())):
+        raise ExportError("a graph for OpenVINO is for encoders, which are one graph without a cache")
 
 
 def _graphs(parts: dict[str, tuple[nn.Module, Signature]], opset: int, progress: Progress) -> dict[str, ir.Model]:

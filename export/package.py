@@ -20,7 +20,7 @@ from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence
 from isoformer.export.variants import Made
 from isoformer.models.signature import Signature
-from isoformer.runtime import decoding, tasks
+from isoformer.runtime import decoding, gates, tasks
 from isoformer.runtime.onnx_file import operators
 from isoformer.runtime.package import MANIFEST, MODEL, SCHEMA, sha256
 from isoformer.runtime.parity import FACTOR, Comparison, Report, by_mask_and_length
@@ -231,19 +231,18 @@ def _variants(manifest: dict[str, Any]) -> str:
     """The card's part on the other graphs; nothing where there are none."""
     rows = []
     for name, variant in manifest["variants"].items():
-        gate = variant.get("gate")
-        quality = f"{gate['perplexity']:.2f} | {gate['ratio']:.3f} | {gate['agreement']:.3f}" if gate else "| |"
+        quality = gates.line(variant["gate"]) if "gate" in variant else "as the canonical graph"
         rows.append(f"| {name} | {variant['cache']} | {quality} |")
     if not rows:
         return ""
     return "\n".join(
         [
             "",
-            f"## Variants\n\n`isoformer run` takes {manifest['preferred']} unless `--precision` says otherwise. The "
-            "perplexity is that of the text that comes with isoformer, or of the text or recording that was given at "
-            "export: of its own tokens, or where a model answers, of the answers that float32 gives.\n",
-            "| variant | cache | perplexity | of float32's | same likeliest token |",
-            "|---|---|---|---|---|",
+            f"## Variants\n\n`isoformer run` takes {manifest['preferred']} unless `--precision` says otherwise. "
+            "Quality is measured on the text that comes with isoformer, or on the text or recording that was given at "
+            "export: a perplexity is that of its own tokens, or where a model answers, of float32's answers.\n",
+            "| variant | cache | quality |",
+            "|---|---|---|",
             *rows,
             "",
         ]

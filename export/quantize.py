@@ -27,13 +27,15 @@ BLOCK = 32
 NORMS = ("RMSNormalization", "LayerNormalization")
 
 
-def int8(model: ir.Model, *, by_rows: bool = False) -> int:
+def int8(model: ir.Model, *, by_rows: bool = False, one_scale: Callable[[ir.Value | None], bool] | None = None) -> int:
     """Every product with a constant matrix in 8 bits; returns how many.
 
-    by_rows: what comes out of a norm has a scale for each row as well, which is slower and nearer.
+    by_rows: what comes out of a norm has a scale for each row as well, which is slower and nearer. one_scale: which
+    activations have one scale for all rows otherwise; by default those that come out of a norm.
     A table that is also looked up, such as tied embeddings, is kept once, in 8 bits.
     """
-    return _rewrite(model, lambda _weight, _tied: False, by_rows=by_rows)
+    none: Callable[[ir.Value | None], bool] = lambda _x: False  # noqa: E731
+    return _rewrite(model, lambda _weight, _tied: False, none if by_rows else one_scale or is_normed)
 
 
 def int4(model: ir.Model) -> int:
@@ -41,10 +43,12 @@ def int4(model: ir.Model) -> int:
 
     So are those whose columns are no whole number of blocks.
     """
-    return _rewrite(model, lambda weight, tied: not tied and weight.shape[0] % BLOCK == 0, by_rows=True)
+    return _rewrite(model, lambda weight, tied: not tied and weight.shape[0] % BLOCK == 0, lambda _x: False)
 
 
-def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool], *, by_rows: bool) -> int:
+def _rewrite(
+    model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool], one_scale: Callable[[ir.Value | None], bool]
+) -> int:
     graph = model.graph
     rows, whole, blocks = _once(_rows), _once(_whole), _once(_block_sums)
     found = [(node, *weight) for node in list(graph) if (weight := _weight(node)) is not None]
@@ -65,7 +69,7 @@ def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool], *, 
                 x,
                 *tables[source, tied],
                 rows,
-                None if by_rows or tied or not _is_normed(x) else whole,
+                None if tied or not one_scale(x) else whole,
                 flipped=tied,
             )
         _take_over(graph, node, result)
@@ -93,15 +97,28 @@ def _in_8_bits(build: "_Builder", x: Any, table: Any, scale: Any, rows: Any, who
 
 def _rows(build: "_Builder", x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """q (unsigned around 128, which the processors' products want) and p."""
-    largest = build("ReduceMax", [build("Abs", [x]), build.constant("last", np.array([-1]))], keepdims=1)
-    peak = build("Max", [largest, build.constant("least", np.float32(1e-30))])  # a row of zeros stays one
+    # Of a row of zeros q is 0 / 0, for which there stands some number or other, and its product with p is 0 again.
+    peak = build("ReduceMax", [build("Abs", [x]), build.constant("last", np.array([-1]))], keepdims=1)
     unit, zero = build.constant("unit", np.float32(1 / 127)), build.constant("zero", np.uint8(128))
     return build("QuantizeLinear", [build("Div", [x, peak]), unit, zero]), peak
 
 
-def _is_normed(x: ir.Value | None) -> bool:
+def is_normed(x: ir.Value | None) -> bool:
+    """Whether it comes out of a norm, times a constant or not."""
     producer = x.producer() if x is not None else None
+    if (
+        producer is not None
+        and producer.op_type == "Mul"
+        and any(y and y.const_value is not None for y in producer.inputs)
+    ):
+        producer = next((y.producer() for y in producer.inputs if y is not None and y.const_value is None), None)
     return producer is not None and producer.op_type in NORMS
+
+
+def is_no_activation(x: ir.Value | None) -> bool:
+    """Whether it comes out of a norm or of attention, whose rows are more alike than those of a GELU."""
+    producer = x.producer() if x is not None else None
+    return is_normed(x) or (producer is not None and producer.op_type in ("Attention", "If"))
 
 
 def _whole(build: "_Builder", x: ir.Value) -> Sequence[ir.Value]:

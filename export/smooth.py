@@ -2,13 +2,14 @@
 
     norm(x) / s → linear(s · W)        s = max|x|^½ / max|W|^½ for each channel, of median 1
 
-Where x comes out of a norm, s goes into the norm's weight; in front of the output product into the values' rows,
+Where x comes out of a norm, s goes into the norm's weight, or stays a product of its own where the norm's result is
+added to what follows (post-norm); in front of the output product into the values' rows,
 in front of a gated feed-forward's last product into those of `up`. Xiao et al. 2022,
 https://arxiv.org/abs/2211.10438, equation 4.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,29 @@ def smooth(model: nn.Module, run: Callable[[], object]) -> int:
             hook.remove()
 
 
+class Divided(nn.Module):
+    """Attention or a feed-forward on channels that are divided by `scale`, which its first products make up for."""
+
+    factor: Tensor
+
+    def __init__(self, inner: nn.Module, scale: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("factor", 1 / scale)
+
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """x (B, L, E); of attention also keys and values, which are x, and the mask."""
+        scaled = x * self.factor
+        return self.inner(scaled, scaled, scaled, *others[2:]) if others else self.inner(scaled)
+
+
 def _is_block(module: nn.Module) -> bool:
-    return isinstance(module, DecoderBlock) or (isinstance(module, EncoderBlock) and module.pre_norm)
+    return isinstance(module, DecoderBlock | EncoderBlock)
 
 
 def _smooth_block(module: nn.Module, largest: dict[nn.Module, Tensor]) -> int:
+    if isinstance(module, EncoderBlock) and not module.pre_norm:
+        return _divide_inputs(module, largest)
     block = cast(DecoderBlock, module)
     attention, feed_forward = block.attention, block.feed_forward
     count = _into_norm(
@@ -57,6 +76,21 @@ def _smooth_block(module: nn.Module, largest: dict[nn.Module, Tensor]) -> int:
         return count + 1
     first = next(child for child in feed_forward.children() if isinstance(child, nn.Linear))
     return count + _into_norm(block.feed_forward_norm, [first], largest)
+
+
+def _divide_inputs(block: EncoderBlock, largest: dict[nn.Module, Tensor]) -> int:
+    """Behind a norm whose result is also added to what follows, nothing can be divided but the products' own input."""
+    attention = cast(MultiHeadAttention, block.attention)
+    first = next(child for child in block.feed_forward.children() if isinstance(child, nn.Linear))
+    for name, linears in (
+        ("attention", [attention.query_linear, attention.key_linear, attention.value_linear]),
+        ("feed_forward", [first]),
+    ):
+        scale = _scale(largest[linears[0]], [linear.weight for linear in linears])
+        for linear in linears:
+            linear.weight.mul_(scale)
+        setattr(block, name, Divided(getattr(block, name), scale))
+    return 2
 
 
 def _into_norm(norm: nn.Module, linears: list[nn.Linear], largest: dict[nn.Module, Tensor]) -> int:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from isoformer.export import golden, quantize, shared_cache
+from isoformer.export import golden, quantize, residual_norm, shared_cache
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Progress, torch_runner
 from isoformer.export.graph import to_onnx
@@ -33,7 +33,7 @@ from isoformer.runtime.binding import Decoder
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.errors import IsoformerError
 from isoformer.runtime.onnx_file import operators
-from isoformer.runtime.package import MODEL, VARIANTS, Package
+from isoformer.runtime.package import MODEL, VARIANTS, WEIGHTS, Package
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import Comparison, bound, largest_error, sample_indices
 from isoformer.runtime.session import Session
@@ -107,6 +107,7 @@ def make(
     path = file_of(folder, entry)
     try:
         shared_cache.apply(graph, signature.windows, _max_positions(signature))
+        residual_norm.apply(graph)
         ir.save(graph, path)
         session = open_("cpu-float32", entry)
         Decoder(session).start([[0]])  # the operator says only when it runs what it does not take
@@ -130,7 +131,9 @@ def make(
             shared_cache.apply(graph, signature.windows, _max_positions(signature))
         if not way(graph):
             raise ExportError(f"there is no product in this graph that {precision} is for")
-        ir.save(graph, file_of(folder, entry))
+        residual_norm.apply(graph)
+        # Beside the graph, where ONNX Runtime maps it: weights within the file are held three times while it opens.
+        ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
         low = Decoder(open_(name, entry))
         progress(name, 2 * number + 1, 2 * len(WAYS[precision]))
         try:

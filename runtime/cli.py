@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from isoformer.runtime import attention_map, tasks, verify_command
+from isoformer.runtime import attention_map, gates, tasks, verify_command
 from isoformer.runtime import bench as benchmark
 from isoformer.runtime.chat import Chat
 from isoformer.runtime.console import err, out
@@ -59,8 +59,10 @@ Seed = Annotated[int | None, typer.Option(help="generate: of the draws; by defau
 Stop = Annotated[list[str] | None, typer.Option(help="generate: a string that ends the text (again for more)")]
 ShowStats = Annotated[bool, typer.Option("--stats", help="generate: tokens and times on standard error")]
 CHAT_TOKENS = 512
-Precision = Annotated[str | None, typer.Option(help="fp32, int8 or int4, if PACKAGE has it; default: its own choice")]
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
+Precision = Annotated[
+    str | None, typer.Option(help="fp32, bf16 (openvino), int8 or int4, if PACKAGE has it; default: its own choice")
+]
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 
 
 def main() -> None:
@@ -104,6 +106,9 @@ def export(
     option: Annotated[
         list[str] | None, typer.Option("-o", "--option", metavar="NAME=VALUE", help="set a field of the configuration")
     ] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="openvino: also write the graph that this provider runs fast (encoders)")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the package at OUTPUT")] = False,
 ) -> None:
     """Write MODEL to OUTPUT as a package, verified against PyTorch in float64."""
@@ -132,6 +137,7 @@ def export(
             precision=chosen,
             text=sample,
             sound=sound,
+            providers=() if provider in (None, "cpu") else (provider,),
             force=force,
             progress=show,
         )
@@ -152,12 +158,7 @@ def _print_evidence(part: Package) -> None:
         )
     for name, variant in part.variants.items():
         if gate := variant.get("gate"):
-            out.print(
-                f"{where}{name}: perplexity {gate['perplexity']:.2f}, {gate['ratio']:.3f} times float32's; "
-                f"{gate['agreement']:.1%} of the likeliest tokens the same ({gate['tokens']} tokens)",
-                highlight=False,
-                soft_wrap=True,
-            )
+            out.print(f"{where}{name}: {gates.line(gate)}", highlight=False, soft_wrap=True)
     for note in part.manifest["notes"]:
         err.print(note, highlight=False, markup=False)
 
@@ -476,6 +477,7 @@ def bench(
     batch: Annotated[str, typer.Option(help="batch sizes, with commas")] = "1,8",
     length: Annotated[str, typer.Option(help="sequence lengths, with commas")] = "16,128",
     provider: Provider = "cpu",
+    precision: Precision = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -485,7 +487,7 @@ def bench(
     several = len(parts) > 1
     with _progress() as show:
         for part in parts.values():
-            for row in benchmark.measure(Session(part, provider, threads=threads), batches, lengths):
+            for row in benchmark.measure(_to_measure(part, provider, precision, threads), batches, lengths):
                 rows.append({"graph": part.graph} | row if several else row)
                 show("measuring", len(rows), len(batches) * len(lengths))
                 if as_json:
@@ -508,6 +510,13 @@ def bench(
             f"{row['peak_mb']:.0f}",
         )
     out.print(table)
+
+
+def _to_measure(part: Package, provider: ProviderName, precision: str | None, threads: int | None) -> Session:
+    """The canonical graph's session, or that of the provider's own or of a precision."""
+    chosen = None if precision is None else _precision(precision)
+    variant = part.fastest(provider, chosen) if chosen or provider != "cpu" else None
+    return Session(part, provider, threads=threads, variant=variant)
 
 
 def _facts(package: Package) -> Iterator[tuple[str, str]]:
@@ -536,8 +545,8 @@ def _graph_facts(package: Package) -> Iterator[tuple[str, str]]:
     yield "precision", f"{manifest['precision']}, ONNX opset {manifest['opset']}"
     for name, variant in package.variants.items():
         gate = variant.get("gate")
-        quality = f", perplexity {gate['ratio']:.3f} times float32's" if gate else ""
-        yield "variant", f"{name}, {variant['cache']} cache{quality}"
+        cache = "" if variant["cache"] == "none" else f", {variant['cache']} cache"
+        yield "variant", f"{name}{cache}, {gates.line(gate)}" if gate else f"{name}{cache}"
     yield "padding", f"on the {' or '.join(package.signature.padding)} never changes an answer"
     if manifest.get("notes"):
         yield "notes", "; ".join(manifest["notes"])

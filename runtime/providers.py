@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from isoformer.runtime.subnormals import flushed
 if TYPE_CHECKING:
     import onnxruntime
 
-ProviderName = Literal["cpu", "cuda"]
+ProviderName = Literal["cpu", "cuda", "openvino"]
 PROVIDERS: tuple[str, ...] = get_args(ProviderName)
 # Up to 1.27 a query row without keys is NaN or the mean of the values at opset 23; 1.31 is the oldest that
 # all of the parity grid was run on.
@@ -39,7 +40,11 @@ _PROVIDERS = {
     "cpu": Provider("CPUExecutionProvider", disabled_optimizers=("SkipLayerNormFusion", "BiasGeluFusion")),
     # TF32 would round every product to 10 bits of mantissa; a float32 graph computes in float32.
     "cuda": Provider("CUDAExecutionProvider", {"use_tf32": "0"}),
+    # A plugin: its options depend on the precision, see `_add_openvino`.
+    "openvino": Provider("OpenVINOExecutionProvider"),
 }
+# What OpenVINO is told to compute in. By itself it takes bfloat16 where the processor has it, and says nothing.
+_OPENVINO_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 # Operators that compute shapes and indices: ONNX Runtime keeps them on the CPU by design.
 _SHAPE_OPERATORS = {"Shape", "Concat", "Gather", "Slice", "Unsqueeze", "Squeeze", "Cast", "Range", "Add", "Mul", "Sub"}
@@ -65,21 +70,22 @@ def onnxruntime_module() -> Any:
 
 
 def open_session(
-    model: str, provider: str = "cpu", threads: int | None = None, profile: bool = False, weights: str | None = None
+    model: str,
+    provider: str = "cpu",
+    threads: int | None = None,
+    profile: bool = False,
+    weights: str | None = None,
+    precision: str = "float32",
 ) -> onnxruntime.InferenceSession:
     """An InferenceSession that runs on the provider that was asked for, or ProviderError.
 
-    weights: the folder of the files that the model names, where it is not the model's own.
+    weights: the folder of the files that the model names, where it is not the model's own. precision: of the
+    arithmetic, where the provider could choose another by itself.
     """
     ort = onnxruntime_module()
     if provider not in _PROVIDERS:
         raise ProviderError(f"provider {provider!r} is not one of {', '.join(PROVIDERS)}")
     chosen = _PROVIDERS[provider]
-    if chosen.full_name not in ort.get_available_providers():
-        raise ProviderError(
-            f"this onnxruntime has no {chosen.full_name}: pip install 'isoformer[gpu]' "
-            "(after pip uninstall onnxruntime; the two overwrite each other), or use --provider cpu"
-        )
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, once, in words of ours
     options.enable_profiling = profile
@@ -90,6 +96,16 @@ def open_session(
         options.add_session_config_entry(EXACT, "1")
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    named: dict[str, Any] = {}
+    if provider == "openvino":
+        _add_openvino(ort, options, precision, threads)  # a plugin takes the place of the providers' names
+    else:
+        named = {
+            "providers": [(chosen.full_name, chosen.options)],
+            "disabled_optimizers": list(chosen.disabled_optimizers),
+        }
+        _require_built_in(ort, chosen)
+    if provider == "cuda":
         _require_driver()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             ort.preload_dlls()
@@ -98,15 +114,50 @@ def open_session(
         source = Path(model).read_bytes()
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
     with flushed():  # ONNX Runtime sets the mode in the thread that opens its first session, and leaves it so
-        session = ort.InferenceSession(
-            source,
-            sess_options=options,
-            providers=[(chosen.full_name, chosen.options)],
-            disabled_optimizers=list(chosen.disabled_optimizers),
-        )
+        session = ort.InferenceSession(source, sess_options=options, **named)
     if provider != "cpu":
         _refuse_fallback(session, chosen)
     return session
+
+
+def _require_built_in(ort: Any, chosen: Provider) -> None:
+    """Raises ProviderError unless this build of ONNX Runtime has the provider."""
+    if chosen.full_name not in ort.get_available_providers():
+        raise ProviderError(
+            f"this onnxruntime has no {chosen.full_name}: pip install 'isoformer[gpu]' "
+            "(after pip uninstall onnxruntime; the two overwrite each other), or use --provider cpu"
+        )
+
+
+def _add_openvino(ort: Any, options: Any, precision: str, threads: int | None) -> None:
+    """Makes OpenVINO's CPU device the provider of a session, computing in the precision.
+
+    Raises ProviderError without the plugin, without the device, and for a precision that it cannot be held to.
+    """
+    name = _PROVIDERS["openvino"].full_name
+    if precision not in _OPENVINO_PRECISIONS:
+        raise ProviderError(f"OpenVINO computes in {', '.join(_OPENVINO_PRECISIONS)} here, not in {precision}")
+    if not any(device.ep_name == name for device in ort.get_ep_devices()):
+        try:
+            import onnxruntime_ep_openvino as plugin  # pyright: ignore[reportMissingImports]
+
+            ort.register_execution_provider_library(name, plugin.get_library_path())
+        except Exception as error:  # not installed, or for another release of onnxruntime
+            raise ProviderError(
+                f"the OpenVINO provider is not there ({' '.join(str(error).split())[:120]}): pip install "
+                "'isoformer[openvino]' into an environment without onnxruntime-gpu, or use --provider cpu"
+            ) from None
+    devices = [
+        device
+        for device in ort.get_ep_devices()
+        if device.ep_name == name and device.device.type == ort.OrtHardwareDeviceType.CPU
+    ]
+    if not devices:
+        raise ProviderError("OpenVINO finds no processor that it runs on; use --provider cpu")
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[precision]}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    options.add_provider_for_devices(devices, {"load_config": json.dumps({"CPU": settings})})
 
 
 def _require_driver() -> None:
@@ -125,6 +176,8 @@ def _refuse_fallback(session: onnxruntime.InferenceSession, chosen: Provider) ->
     if chosen.full_name not in session.get_providers():
         raise ProviderError(
             f"{chosen.full_name} did not start (is there a GPU, its driver, CUDA 13 and cuDNN 9?); use --provider cpu"
+            if chosen is _PROVIDERS["cuda"]
+            else f"{chosen.full_name} did not start; use --provider cpu"
         )
     session.disable_fallback()
     strayed = {
@@ -135,4 +188,7 @@ def _refuse_fallback(session: onnxruntime.InferenceSession, chosen: Provider) ->
         if node.op_type not in _SHAPE_OPERATORS
     }
     if strayed:
-        raise ProviderError(f"{chosen.full_name} does not run {', '.join(sorted(strayed))} of this graph")
+        raise ProviderError(
+            f"{chosen.full_name} does not run {', '.join(sorted(strayed))} of this graph"
+            + ("; isoformer export --provider openvino writes one for it" if "Attention" in strayed else "")
+        )

@@ -11,6 +11,7 @@ import numpy as np
 from isoformer.runtime.errors import InputError
 
 Processor = Callable[[Sequence[int], np.ndarray], np.ndarray]
+SORTED = 1024  # tokens that top_p sorts, as long as they hold its share: sorting a vocabulary takes milliseconds
 
 
 def repetition_penalty(penalty: float) -> Processor:
@@ -80,11 +81,17 @@ def top_p(p: float) -> Processor:
     """
 
     def process(_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
-        upwards = np.argsort(logits, kind="stable")
-        unlikely = softmax(logits[upwards]).cumsum() <= 1 - p
-        unlikely[-1] = False
-        result = logits.copy()
-        result[upwards[unlikely]] = -np.inf
+        probabilities = softmax(logits)
+        edge = max(0, len(logits) - SORTED)
+        likely = np.flatnonzero((logits >= np.partition(logits, edge)[edge]) & (logits > -np.inf))
+        rest = max(0.0, 1 - probabilities[likely].sum())
+        if rest > 1 - p:  # the others are needed too
+            likely, rest = np.arange(len(logits)), 0.0
+        upwards = likely[np.argsort(logits[likely], kind="stable")]
+        left = rest + probabilities[upwards].cumsum() > 1 - p
+        left[-1] = True
+        result = np.full_like(logits, -np.inf)
+        result[upwards[left]] = logits[upwards[left]]
         return result
 
     return process

@@ -264,7 +264,8 @@ def _open(package: Package, provider: str, threads: int | None, variant: str | N
     try:
         # A variant may read the weights of the package's own folder, which is not the one that it stands in.
         weights = None if variant is None or (model.parent / WEIGHTS).exists() else str(package.path.absolute())
-        return open_session(str(model), provider, threads, weights=weights)
+        precision = "float32" if variant is None else package.variant(variant)["precision"]
+        return open_session(str(model), provider, threads, weights=weights, precision=precision)
     except IsoformerError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base

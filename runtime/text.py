@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from isoformer.runtime.batching import cost_on, plan
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.errors import InputError, PackageError
 from isoformer.runtime.session import Session
@@ -123,9 +124,8 @@ def run_batches(
 ) -> Iterator[tuple[int, Encoding, np.ndarray]]:
     """(index, tokens, row of `output`) of each text; texts of like length share a batch, so the order is theirs."""
     encodings = encoder.encode(texts)
-    order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    lengths = [len(encoding.ids) for encoding in encodings]
+    for chosen in plan(lengths, cost_on(session.provider), batch_size):
         rows = session.run(encoder.inputs([encodings[i] for i in chosen]), [output])[output]
         for index, row in zip(chosen, rows, strict=True):
             yield index, encodings[index], row

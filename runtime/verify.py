@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from isoformer.runtime import padding
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.errors import IsoformerError, PackageError
 from isoformer.runtime.package import Package, Signature
@@ -40,12 +41,14 @@ def verify(
     """Every check of the package through `run`, which takes and returns arrays by name.
 
     runtime: what `run` is called in the report. small: golden and grid cases of up to SMALL tokens only.
-    variant: what `run` runs, if not the canonical graph; its own tolerances are the bounds then.
+    variant: what `run` runs, if not the canonical graph; of another precision its own tolerances are the bounds.
     progress: called with the name of each case. keep: given each output of the golden vectors.
     """
     report = Report()
     records = package.manifest if variant is None else package.variant(variant)
     tolerances = {name: entry["absolute"] for name, entry in records["tolerances"].items()}
+    unpadded = records.get("zero_at_padding", ())
+    own_bounds = variant is not None and records["precision"] != package.manifest["precision"]
 
     def compared(inputs: Arrays) -> Arrays:
         return comparable(package.signature, run(inputs))
@@ -57,8 +60,9 @@ def verify(
             progress(name)
             if check == "golden":  # the grid has them so already
                 outputs = comparable(package.signature, outputs)
+            outputs = padding.without(package.signature, unpadded, inputs, outputs)
             recorded = package.manifest[check][name]
-            if variant is not None:
+            if own_bounds:
                 recorded = {output: record | {"bound": tolerances[output]} for output, record in recorded.items()}
             taken = partial(keep, name) if check == "golden" else _forget
             report.comparisons += _replay(recorded, compared, (runtime, check, name), inputs, outputs, taken)

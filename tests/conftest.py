@@ -1,14 +1,20 @@
 """What several tests share: packages that were exported once, copies of them to break, a command line to call."""
 
+import os
+
+# The tensors are small, and as many processes share the tests as there are cores: more threads wait for one another,
+# which takes two to three times as long. Of torch and of numpy's products, here and in the commands that tests call.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from filelock import FileLock
@@ -40,6 +46,21 @@ for name, count in EXAMPLES.items():
 settings.load_profile("fast")
 
 
+class OneThread(onnxruntime.SessionOptions):
+    """ONNX Runtime's options with one thread, unless a test asks for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intra_op_num_threads = 1
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "SessionOptions", OneThread)
+        yield
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The folder of the real checkpoint; a test that needs it fails without it."""
@@ -66,13 +87,18 @@ def beckett() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm_package(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniLM as a package, made by the first process that needs it, for all of them."""
+    """MiniLM as a package, made by the first process that needs it, for all of them.
+
+    Measured on the grid of a large model; `make demo` and tests/parity/test_minilm.py measure it on the whole one.
+    """
     own = tmp_path_factory.getbasetemp()
     path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "minilm"
     with FileLock(f"{path}.lock"):
         if not path.exists():
             found = resolve(str(minilm))
-            export(found.model, found.signature, path, task=found.task, files=found.files)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(cases, "LARGE", 0)
+                export(found.model, found.signature, path, task=found.task, files=found.files)
     return path
 
 

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from isoformer.export import ExportError, encoded_variants, variants
-from isoformer.models.families import decoder, encoder, encoder_decoder, speech
+from isoformer.models.families import decoder, encoder_decoder, speech
 from isoformer.models.families.encoder_decoder import DECODER, ENCODER
 from isoformer.runtime import Graphs, InputError, PackageError, Session, load
 from isoformer.runtime.binding import CrossDecoder
@@ -163,12 +163,6 @@ def test_a_recording_is_for_speech_and_is_read_at_once(tmp_path):
     config = decoder.TINY
     with pytest.raises(ExportError, match="is for transcribe; the quality of a decoder is measured on --text"):
         export_small(decoder.Model(config), decoder.signature(config), tmp_path / "x", precision="int8", sound=missing)
-
-
-def test_a_family_without_lower_precisions(tmp_path):
-    model = encoder.Model(encoder.TINY).eval()
-    with pytest.raises(ExportError, match="precision int8 is for models that generate"):
-        export_small(model, encoder.signature(encoder.TINY), tmp_path / "low", precision="int8")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from isoformer.models.signature import Axis, Signature, TensorSpec
 from isoformer.runtime import InputError, Session, load
 from isoformer.runtime.package import Package
 from isoformer.runtime.package import Signature as RuntimeSignature
+from tests.conftest import export_small
 
 SIGNATURE = Signature(
     inputs=(TensorSpec("x", "float32", ("batch_size", "length", 3)),),
@@ -69,14 +70,14 @@ class TestGraph:
 
     def test_a_tied_decoder_is_stored_once(self, tmp_path):
         model, signature, config = tiny(task="fill-mask", vocab_size=307)
-        package = export(model, signature, tmp_path / "out", task=encoder.task(config))
+        package = export_small(model, signature, tmp_path / "out", task=encoder.task(config))
         graph = onnx.load(package.model).graph
         shapes = [sorted(t.dims) for t in graph.initializer]
         assert shapes.count([33, 307]) == 1
 
     def test_external_data(self, tmp_path):
         model, signature, _ = tiny()
-        package = export(model, signature, tmp_path / "out", external_data_bytes=1000)
+        package = export_small(model, signature, tmp_path / "out", external_data_bytes=1000)
         assert {"model.onnx", "model.onnx_data"} <= package.manifest["files"].keys()
         assert package.model.stat().st_size < (package.path / "model.onnx_data").stat().st_size
         ids = np.array([[3, 5, 7]])
@@ -90,7 +91,7 @@ class TestGraph:
     def test_the_model_keeps_its_mode(self, tmp_path):
         model, signature, _ = tiny(dropout=0.5)
         model.train()
-        export(model, signature, tmp_path / "out")
+        export_small(model, signature, tmp_path / "out")
         assert model.training
 
 
@@ -123,7 +124,7 @@ class TestRefusals:
         monkeypatch.setattr(translations, "table", lambda _opset: wrong)
         model, signature, _ = tiny()
         with pytest.raises(ExportError, match="does not compute the same"):
-            export(model, signature, tmp_path / "out")
+            export_small(model, signature, tmp_path / "out")
         assert not list(tmp_path.iterdir())
 
     def test_a_model_of_nan(self, tmp_path):
@@ -131,7 +132,7 @@ class TestRefusals:
         with torch.no_grad():
             model.embeddings.norm.weight[0] = float("nan")
         with pytest.raises(ExportError, match="NaN"):
-            export(model, signature, tmp_path / "out")
+            export_small(model, signature, tmp_path / "out")
         assert not list(tmp_path.iterdir())
 
     def test_an_interrupted_export_leaves_nothing(self, tmp_path):
@@ -141,7 +142,7 @@ class TestRefusals:
 
         model, signature, _ = tiny()
         with pytest.raises(KeyboardInterrupt):
-            export(model, signature, tmp_path / "deep/out", progress=interrupt)
+            export_small(model, signature, tmp_path / "deep/out", progress=interrupt)
         assert not list((tmp_path / "deep").iterdir())
 
     def test_a_folder_that_appeared_meanwhile_is_kept(self, tmp_path):
@@ -152,7 +153,7 @@ class TestRefusals:
 
         model, signature, _ = tiny()
         with pytest.raises(ExportError, match="not a package"):
-            export(model, signature, tmp_path / "out", progress=intrude)
+            export_small(model, signature, tmp_path / "out", progress=intrude)
         assert (tmp_path / "out/letter").read_text() == "dear"
 
 

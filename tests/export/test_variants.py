@@ -236,10 +236,10 @@ def test_perplexity_and_agreement_by_hand():
     assert found["tokens"] == 2
 
 
-def test_precisions_are_for_decoders(tmp_path):
+def test_precisions_that_an_encoder_has_not(tmp_path):
     model = encoder.Model(encoder.TINY)
-    with pytest.raises(ExportError, match="precision int8 is for models that generate; this one has float32"):
-        export_small(model, encoder.signature(encoder.TINY), tmp_path / "encoder", precision="int8")
+    with pytest.raises(ExportError, match="precision int4 is for decoders alone; this model has float32 and int8"):
+        export_small(model, encoder.signature(encoder.TINY), tmp_path / "encoder", precision="int4")
     with pytest.raises(ExportError, match="precision 'int3' is not one of float32, int8, int4"):
         export_small(model, encoder.signature(encoder.TINY), tmp_path / "encoder", precision="int3")
 

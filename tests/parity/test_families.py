@@ -57,7 +57,7 @@ def test_verify_passes_and_counts_what_it_compared(package):
     for found, _, signature in package:
         specs = (*signature.inputs, *signature.outputs)
         rows = all(spec.axes[:1] == ("batch_size",) for spec in specs)  # else they cannot be told apart
-        report = verify(found, Session(found).run, "onnxruntime cpu", seed=3)
+        report = verify(found, Session(found, threads=2).run, "onnxruntime cpu", seed=3)  # all other tests have one
         assert report.passed, [failure.line() for failure in report.failures]
         assert {c.check for c in report.comparisons} == {"golden", "grid", *(["relation"] if rows else [])}
         assert report.cases > len(found.manifest["grid"])

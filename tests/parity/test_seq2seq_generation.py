@@ -18,7 +18,6 @@ import pytest
 import torch
 import transformers
 
-from isoformer.export import export
 from isoformer.export.graph import to_onnx
 from isoformer.models import checkpoints
 from isoformer.models.families import encoder_decoder
@@ -28,6 +27,7 @@ from isoformer.runtime.generation import Settings, stream
 from isoformer.runtime.package import Signature
 from isoformer.runtime.session import Graphs
 from isoformer.runtime.tasks import translate
+from tests.conftest import export_small
 
 VOCABULARY, NEW, PAD = 61, 24, 0
 PROMPTS = [
@@ -167,7 +167,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if way == "graphs":
         return Pair(theirs, sessions(checkpoint, folder / "ours"), task, eos)
     signature = encoder_decoder.signature(checkpoint.config)
-    package = export(checkpoint.model(), signature, folder / "ours", task=task, files=checkpoint.files)
+    package = export_small(checkpoint.model(), signature, folder / "ours", task=task, files=checkpoint.files)
     return Pair(theirs, Graphs(package), package.task, eos)
 
 

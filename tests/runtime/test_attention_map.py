@@ -17,7 +17,6 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
-from isoformer.export import export
 from isoformer.export.source import resolve
 from isoformer.models.families import encoder
 from isoformer.runtime import InputError, IsoformerError, PackageError, Session, attention_map, cli
@@ -25,6 +24,7 @@ from isoformer.runtime.attention_map import AttentionMap
 from isoformer.runtime.cases import sample
 from isoformer.runtime.package import Package
 from isoformer.runtime.verify import verify
+from tests.conftest import export_small
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefg"]
 LAYERS, HEADS = 2, 3
@@ -60,7 +60,7 @@ def checkpoint(tmp_path_factory) -> Path:
 def package(checkpoint: Path, tmp_path_factory) -> Package:
     found = resolve(str(checkpoint), options=["output_attentions=true"])
     path = tmp_path_factory.mktemp("package") / "bert"
-    return export(found.model, found.signature, path, task=found.task, files=found.files)
+    return export_small(found.model, found.signature, path, task=found.task, files=found.files)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ class TestOutputs:
         config = replace(encoder.TINY, output_attentions=True, num_layers=1, max_positions=31, **options)
         torch.manual_seed(7)
         model, signature = encoder.Model(config), encoder.signature(config)
-        made = export(model, signature, tmp_path / "out", task=encoder.task(config), opset=opset)
+        made = export_small(model, signature, tmp_path / "out", task=encoder.task(config), opset=opset)
         session = Session(made)
         report = verify(made, session.run, "onnxruntime cpu", seed=3)
         assert report.passed, [failure.line() for failure in report.failures]

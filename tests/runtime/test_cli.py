@@ -116,12 +116,12 @@ def build():
         refused(isoformer("export", "-m", "my_module:nothing", "other", cwd=tmp_path), "nothing")
 
     def test_replaces_only_packages_and_only_when_told(self, isoformer, tmp_path):
-        target = tmp_path / "out"
-        assert isoformer("export", "-m", "encoder", target).returncode == 0
+        target, short = tmp_path / "out", ("-o", "max_positions=7")
+        assert isoformer("export", "-m", "encoder", target, *short).returncode == 0
         before = (target / "isoformer.json").read_bytes()
         refused(isoformer("export", "-m", "encoder", target), "--force")
         assert (target / "isoformer.json").read_bytes() == before
-        assert isoformer("export", "-m", "encoder", target, "--force").returncode == 0
+        assert isoformer("export", "-m", "encoder", target, *short, "--force").returncode == 0
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine/letter.txt").write_text("dear")
         refused(isoformer("export", "-m", "encoder", tmp_path / "mine", "--force"), "not a package")

@@ -33,6 +33,21 @@ def test_filters(process: sampling.Processor, left: list[int]) -> None:
         np.testing.assert_array_equal(found[np.isfinite(found)], logits[np.isfinite(found)])
 
 
+@pytest.mark.parametrize("spread", [0.1, 4.0])  # the nucleus is nearly everything, or a few
+@pytest.mark.parametrize("share", [0.01, 0.9, 1.0])
+@pytest.mark.parametrize("k", [None, 50])
+def test_the_nucleus_is_that_of_the_whole_order(spread: float, share: float, k: int | None) -> None:
+    """More tokens than top_p sorts, many of them equally likely, behind top_k or not."""
+    logits = np.round(np.random.default_rng(3).standard_normal(3 * sampling.SORTED) * spread, 2)
+    logits = logits if k is None else sampling.top_k(k)([], logits)
+    upwards = np.argsort(logits, kind="stable")
+    unlikely = sampling.softmax(logits[upwards]).cumsum() <= 1 - share
+    unlikely[-1] = False
+    want = logits.copy()
+    want[upwards[unlikely]] = -np.inf
+    np.testing.assert_array_equal(sampling.top_p(share)([], logits), want)
+
+
 def test_repetition_penalty() -> None:
     logits = np.array([3.0, -3.0, 0.0, 3.0])
     np.testing.assert_array_equal(sampling.repetition_penalty(2.0)([0, 1, 1, 0], logits), [1.5, -6.0, 0.0, 3.0])

@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from isoformer.export import export
 from isoformer.models.families import encoder
 from isoformer.runtime import InputError, Package, PackageError, Session, load, tasks
 from isoformer.runtime.package import MANIFEST, sha256
 from isoformer.runtime.tasks import classify, embed, fill_mask
 from isoformer.runtime.text import TextEncoder
+from tests.conftest import export_small
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 LABELS = ("bad", "good", "so so")
@@ -50,7 +50,7 @@ def exported(folder: Path, **changes: Any) -> Path:
     config = dataclasses.replace(SMALL, **changes)
     torch.manual_seed(11)
     (folder / "tokenizer.json").write_text(tokenizer())
-    return export(
+    return export_small(
         encoder.Model(config),
         encoder.signature(config),
         folder / "package",

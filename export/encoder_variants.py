@@ -1,0 +1,252 @@
+"""The other graphs of an encoder: layers that run on real tokens only, and 8 bits. Each is measured before it is kept.
+
+cpu-float32   `padding_free`; its weights are the canonical graph's file; held to the canonical graph's bounds
+cpu-int8      the same with its products in 8 bits, outliers smoothed, behind the gate of its task
+
+    embed       the mean cosine of each sentence's vector with float32's, and Spearman's rank correlation of the
+                similarities of all pairs of sentences
+    classify    the share of sentences that get float32's label
+    fill-mask   perplexity of float32's likeliest tokens, and the share of the likeliest that are the same
+"""
+
+import copy
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from isoformer.export import padding_free, quantize
+from isoformer.export.encoded_variants import grid_cases, tolerances
+from isoformer.export.errors import ExportError
+from isoformer.export.evidence import Evidence, Progress, torch_runner
+from isoformer.export.graph import to_onnx
+from isoformer.export.smooth import smooth
+from isoformer.export.variants import GATES, TEXT, Made, Score, described, file_of, keep
+from isoformer.models.signature import Signature
+from isoformer.runtime import padding
+from isoformer.runtime.cases import Arrays
+from isoformer.runtime.package import MODEL, WEIGHTS, Package
+from isoformer.runtime.package import Signature as RuntimeSignature
+from isoformer.runtime.parity import Comparison, comparable, compare, sample_indices
+from isoformer.runtime.session import Session
+
+PRECISION = "int8"
+COSINE, SPEARMAN, LABELS = 0.998, 0.997, 0.99
+TASKS = ("embed", "classify", "fill-mask")
+MOST_TEXTS = 1024
+# Tried in this order until one passes the gate: the fastest first.
+WAYS = (
+    partial(quantize.int8, one_scale=quantize.is_no_activation),
+    quantize.int8,
+    partial(quantize.int8, by_rows=True),
+)
+
+
+def padding_free_form(graph: ir.Model) -> tuple[ir.Model, list[str]] | None:
+    """The padding-free form of a copy of the graph, and its outputs that are 0 at padding; None where there is none."""
+    changed = graph.clone()
+    try:
+        return changed, padding_free.apply(changed)
+    except ExportError:
+        return None
+
+
+def refuse(task: dict[str, Any] | None, precision: str) -> None:
+    """Raises ExportError unless the precision is one of encoders, and the task has a measure of quality."""
+    if precision != PRECISION:
+        raise ExportError(f"precision {precision} is for decoders alone; this model has float32 and {PRECISION}")
+    kind = (task or {}).get("name")
+    if kind not in TASKS:
+        raise ExportError(f"precision {precision} needs a task whose quality can be measured; {kind} has no measure")
+
+
+def make(
+    folder: Path,
+    model: nn.Module,
+    signature: Signature,
+    opset: int,
+    task: dict[str, Any] | None,
+    precision: str,
+    text: str | None,
+    evidence: Evidence,
+    progress: Progress,
+) -> Made:
+    """Writes the variants of the encoder at `folder`, whose canonical graph is there, below variants/.
+
+    precision: float32 alone, or int8 as well. text: sentences of the gate, or the text that comes with isoformer.
+    A model without a padding-free form keeps its canonical graph. Raises ExportError when int8 misses its gate.
+    """
+    made = Made()
+    plain = RuntimeSignature.read(signature.to_dict())
+
+    def open_(name: str | None, entry: dict[str, Any] | None = None) -> Session:
+        manifest = {"task": task} | ({"variants": {name: entry}} if entry else {})
+        return Session(Package(folder, manifest, plain), variant=name)
+
+    _keep_padding_free(made, folder, open_, evidence)
+    if precision == "float32":
+        return made
+    texts = _sentences(folder, plain, text)
+    exact = open_("cpu-float32", made.variants["cpu-float32"]) if made.variants else open_(None)
+    name, smoothed = f"cpu-{PRECISION}", _smoothed(model, signature, plain, texts)
+    missed: ExportError | None = None
+    for number, way in enumerate(WAYS):
+        progress(name, number, len(WAYS))
+        graph = to_onnx(smoothed, signature, opset)
+        found = padding_free_form(graph) if made.variants else None
+        graph, zero = found or (graph, [])
+        if not way(graph):
+            raise ExportError(f"there is no product in this graph that {PRECISION} is for")
+        entry = described(PRECISION, "none") | {"zero_at_padding": zero}
+        # Beside the graph, where ONNX Runtime maps it: weights within the file are copied while it opens.
+        ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
+        low = open_(name, entry)
+        try:
+            entry["gate"] = gate(task or {}, plain, exact, low, texts)
+        except ExportError as error:
+            missed = error
+            continue
+        entry["tolerances"] = tolerances(low, evidence, zero)
+        keep(made, folder, name, entry, [])
+        progress(name, 1, 1)
+        return made
+    raise missed or ExportError(f"there is no way to {PRECISION}")
+
+
+def _keep_padding_free(made: Made, folder: Path, open_: Callable[..., Session], evidence: Evidence) -> None:
+    """The padding-free graph, if there is one and it computes the same on the whole grid."""
+    found = padding_free_form(ir.load(folder / f"{MODEL}.onnx"))
+    if found is None:
+        return
+    graph, zero = found
+    entry = described("float32", "none") | {"zero_at_padding": zero, "tolerances": evidence.tolerances}
+    path = file_of(folder, entry)
+    ir.save(graph, path)
+    comparisons = list(_compared(open_("cpu-float32", entry), zero, evidence))
+    wrong = next((comparison for comparison in comparisons if not comparison.passed), None)
+    if wrong is not None:
+        shutil.rmtree(path.parent.parent)
+        made.notes.append(f"no padding-free graph, since padding changes what the model answers: {wrong.line()}")
+        return
+    keep(made, folder, "cpu-float32", entry, [])
+    made.comparisons += comparisons
+
+
+def _compared(session: Session, zero: Sequence[str], evidence: Evidence) -> Iterator[Comparison]:
+    """The variant beside the float64 reference: the kept values of every case, within the canonical graph's bounds."""
+    signature = session.signature
+    for case, inputs, expected in grid_cases(signature, evidence):
+        outputs = comparable(signature, session.run(inputs))
+        for name, reference in padding.without(signature, zero, inputs, expected).items():
+            value = outputs[name]
+            if value.shape != reference.shape:
+                finite = np.isfinite(value).all()
+                value = value.reshape(-1)[sample_indices(value.size)] if finite else np.full_like(reference, np.nan)
+            bound = evidence.grid[case][name]["bound"]
+            yield compare("onnxruntime cpu-float32", "grid", case, name, value, reference, bound)
+
+
+def gate(
+    task: dict[str, Any], signature: RuntimeSignature, exact: Session, low: Session, texts: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """The candidate's answers to the texts beside float32's, for the manifest; ExportError when it misses a limit."""
+    answers = [(exact.run(inputs), low.run(inputs)) for inputs in (_inputs(signature, ids) for ids in texts)]
+    if task.get("name") == "embed":
+        one, other = (np.concatenate([pair[i]["sentence_embedding"] for pair in answers]) for i in (0, 1))
+        return _checked_embeddings(one.astype(np.float64), other.astype(np.float64))
+    logits = [(one["logits"][0], other["logits"][0]) for one, other in answers]
+    if task.get("name") == "classify":
+        same = [np.array_equal(_labels(task, one), _labels(task, other)) for one, other in logits]
+        found = {"texts": len(same), "same_labels": float(np.mean(same)), "limits": {"same_labels": LABELS}}
+        if not found["same_labels"] >= LABELS:
+            raise ExportError(
+                f"the quality gate is missed: {found['same_labels']:.3f} of the texts get float32's label (at least "
+                f"{LABELS}); export it in float32"
+            )
+        return found
+    score = Score()
+    for one, other in logits:
+        score.add(one, other, one.argmax(-1).tolist())
+    return score.checked(GATES[PRECISION])
+
+
+def _labels(task: dict[str, Any], logits: np.ndarray) -> np.ndarray:
+    """The likeliest label, or of a task with several labels those that are likelier than not."""
+    return logits > 0 if task.get("problem") == "multi_label" else logits.argmax(-1)
+
+
+def _checked_embeddings(exact: np.ndarray, low: np.ndarray) -> dict[str, Any]:
+    exact, low = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in (exact, low))
+    pairs = np.triu_indices(len(exact), 1)
+    ranks = [np.argsort(np.argsort((x @ x.T)[pairs])) for x in (exact, low)]
+    found = {
+        "texts": len(exact),
+        "cosine": float((exact * low).sum(1).mean()),
+        "spearman": float(np.corrcoef(ranks[0], ranks[1])[0, 1]),
+        "limits": {"cosine": COSINE, "spearman": SPEARMAN},
+    }
+    if not found["cosine"] >= COSINE or not found["spearman"] >= SPEARMAN:
+        raise ExportError(
+            f"the quality gate is missed: the mean cosine with float32's vectors is {found['cosine']:.4f} (at least "
+            f"{COSINE}), Spearman's correlation of their similarities {found['spearman']:.4f} (at least {SPEARMAN}); "
+            "export it in float32"
+        )
+    return found
+
+
+def _smoothed(
+    model: nn.Module, signature: Signature, plain: RuntimeSignature, texts: Sequence[Sequence[int]]
+) -> nn.Module:
+    """A copy of the model after `smooth`, over the texts."""
+    model = copy.deepcopy(model)
+    run = torch_runner(model, signature, torch.float32, copied=False)
+    smooth(model, lambda: [run(_inputs(plain, ids)) for ids in texts[:64]])
+    return model
+
+
+def _sentences(folder: Path, signature: RuntimeSignature, text: str | None) -> list[list[int]]:
+    """The tokens of each sentence; without a tokenizer in the folder its bytes stand for tokens.
+
+    Raises ExportError for fewer than four, whose similarities would have no order to speak of.
+    """
+    lines = (TEXT.read_text(encoding="utf-8") if text is None else text).splitlines()
+    sentences = [one for line in lines for one in re.split(r"(?<=[.!?])\s+", line) if one.strip()][:MOST_TEXTS]
+    ids = next((spec for spec in signature.inputs if spec.name == "input_ids"), None)
+    if ids is None:
+        raise ExportError(f"precision {PRECISION} is measured on texts, and this model takes none")
+    limit, file = signature.axes[str(ids.axes[1])][1], folder / "tokenizer.json"
+    if file.is_file():
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        found = [encoding.ids for encoding in tokenizer.encode_batch(sentences)]
+    else:
+        found = [[byte % (ids.high or 256) for byte in one.encode()] for one in sentences]
+    found = [tokens[:limit] for tokens in found if tokens]
+    if len(found) < 4:
+        raise ExportError(f"the text of the quality gate has {len(found)} sentences; it needs 4 at least")
+    return found
+
+
+def _inputs(signature: RuntimeSignature, ids: Sequence[int]) -> Arrays:
+    """The inputs of one text without padding. Raises ExportError for a model that wants more than a text."""
+    arrays: Arrays = {}
+    for spec in signature.inputs:
+        shape = (1, *(axis if isinstance(axis, int) else len(ids) for axis in spec.axes[1:]))
+        if spec.name == "input_ids":
+            arrays[spec.name] = np.array([ids])
+        elif spec.kind == "lengths":
+            arrays[spec.name] = np.array([len(ids)], spec.dtype)
+        elif spec.masks or spec.default is not None:
+            arrays[spec.name] = np.full(shape, 1 if spec.masks else spec.default, spec.dtype)
+        else:
+            raise ExportError(f"precision {PRECISION} is measured on texts, and this model wants {spec.name} as well")
+    return arrays
