@@ -126,7 +126,9 @@ def _lanes(
 ) -> Iterator[tuple[Lane, list[Comparison], Samples]]:
     """The lanes of one runtime; "reference?" leaves the reference evaluator out where it is not installed."""
     if name not in ("ort", "reference", "reference?"):
-        total = sum(len(cases) for part in package.graphs.values() for cases in replayable(part, variants).values())
+        total = sum(
+            len(cases) for part in package.graphs.values() for cases in replayable(part, variants, name).values()
+        )
         advance = counter(show, name, total)
         yield from programs.run(name, package, variants, programs.say, advance)
         return
@@ -147,7 +149,9 @@ def _here(
 ) -> Iterator[tuple[Lane, list[Comparison], Samples]]:
     """The canonical graph and the variants for the provider, in this Python's onnxruntime."""
     version = onnxruntime_module().__version__
-    for variant in (None, *(n for n, v in part.variants.items() if v["provider"] == provider)):
+    own = [name for name, entry in part.variants.items() if entry["provider"] == provider]
+    # OpenVINO's provider is for the graphs that were made for it, where there are any.
+    for variant in own if own and provider == "openvino" else [None, *own]:
         if variants and (variant or CANONICAL) not in variants:
             continue
         records = part.manifest if variant is None else part.variant(variant)
