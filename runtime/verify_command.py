@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -201,11 +202,9 @@ def _reference(part: Package, seed: int, show: Any, *, quiet: bool) -> Iterator[
         raise programs.MissingError(str(error)) from None
     if quiet and reference.NAME not in part.manifest["parity"]:
         return  # it could not run the graph at export either; the manifest's notes say why
-    import onnx
-
     label = label_of(part, reference.NAME)
     lane = Lane(
-        label, "reference", onnx.__version__, "numpy", part.manifest["precision"], part.graph, asked="reference"
+        label, "reference", installed("onnx"), "numpy", part.manifest["precision"], part.graph, asked="reference"
     )
     samples: Samples = {}
     advance = counter(show, label, len(part.manifest["golden"]) + len(part.manifest["grid"]))
