@@ -96,13 +96,10 @@ $(NPM): $(JS)/package-lock.json
 demo/js/vectors/vectors.json: tests/js/vectors.py | $(JS_PACKAGES:%=%/isoformer.json)
 	$(BIN)/python -m tests.js.vectors $(@D) --embed demo/minilm --generate demo/smollm2
 
-demo/minilm/isoformer.json: | install assets
-	$(BIN)/isoformer export -m $(MINILM) demo/minilm --force
-
-demo/smollm2/isoformer.json: | install assets
+demo/smollm2/isoformer.json: | $(STAMP) .assets/.installed
 	$(BIN)/isoformer export -m $(SMOLLM2) demo/smollm2 --precision int8 --force
 
-demo/attention/isoformer.json: | install assets
+demo/attention/isoformer.json: | $(STAMP) .assets/.installed
 	$(BIN)/isoformer export -m $(MINILM) demo/attention -o output_attentions=true -o mask_rank=3 -o position_rule=index --force
 
 # A page that runs packages in a browser.
