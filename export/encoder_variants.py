@@ -23,7 +23,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from isoformer.export import padding_free, quantize
+from isoformer.export import golden, padding_free, quantize
 from isoformer.export.encoded_variants import grid_cases, tolerances
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress, torch_runner
@@ -33,7 +33,7 @@ from isoformer.export.variants import GATES, TEXT, Made, Score, described, file_
 from isoformer.models.signature import Signature
 from isoformer.runtime import padding
 from isoformer.runtime.cases import Arrays
-from isoformer.runtime.package import MODEL, WEIGHTS, Package
+from isoformer.runtime.package import MODEL, VARIANTS, WEIGHTS, Package
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import Comparison, comparable, compare, sample_indices
 from isoformer.runtime.session import Session
@@ -115,6 +115,8 @@ def make(
             missed = error
             continue
         entry["tolerances"] = tolerances(low, evidence, zero)
+        if zero:
+            entry |= _golden(zero, evidence, {output: one["absolute"] for output, one in entry["tolerances"].items()})
         keep(made, folder, name, entry, [])
         progress(name, 1, 1)
         return made
@@ -138,6 +140,30 @@ def _keep_padding_free(made: Made, folder: Path, open_: Callable[..., Session], 
         return
     keep(made, folder, "cpu-float32", entry, [])
     made.comparisons += comparisons
+    if zero:
+        _write_golden(folder, open_(None).signature, zero, evidence)
+        entry |= _golden(zero, evidence)
+
+
+def _write_golden(folder: Path, signature: RuntimeSignature, zero: Sequence[str], evidence: Evidence) -> None:
+    """The golden vectors of the padding-free graphs, which both share: the canonical ones with 0 at padding."""
+    for number, (inputs, outputs) in enumerate(evidence.golden.values()):
+        target = folder / VARIANTS / f"test_data_set_{number}"
+        golden.save(target, "input", signature.inputs, inputs)
+        golden.save(target, "output", signature.outputs, padding.without(signature, zero, inputs, outputs))
+
+
+def _golden(zero: Sequence[str], evidence: Evidence, allowed: dict[str, float] | None = None) -> dict[str, Any]:
+    """The variant's records of its golden vectors, with the canonical graph's bounds unless it is allowed others."""
+    found = {}
+    for number, case in enumerate(evidence.golden):
+        recorded = evidence.records[case]
+        found[f"{VARIANTS}/test_data_set_{number}"] = {
+            output: record | ({} if allowed is None else {"bound": allowed[output]})
+            for output, record in recorded.items()
+        }
+    cases = dict(zip(found, evidence.golden, strict=True))
+    return {"zero_at_padding": list(zero), "golden": found, "golden_cases": cases}
 
 
 def _compared(session: Session, zero: Sequence[str], evidence: Evidence) -> Iterator[Comparison]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from isoformer.export import golden
 from isoformer.export.errors import ExportError
 from isoformer.export.graph import in_order
 from isoformer.models.signature import Signature
@@ -19,16 +20,20 @@ from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import FACTOR, Comparison, bound, comparable, compare, largest_error, sample_indices
 from isoformer.runtime.verify import is_small
 
-GOLDEN_BYTES = 4 * 2**20
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass
 class Evidence:
-    """Comparisons with the float64 reference, and the arrays that `verify` replays."""
+    """Comparisons with the float64 reference, and the arrays that `verify` replays.
+
+    records: case → output → shape, error of PyTorch's own and bound, of the grid and of the golden vectors.
+    golden: case → inputs, outputs of the reference.
+    """
 
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    records: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     grid: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     grid_arrays: Arrays = field(default_factory=dict)
     golden: dict[str, tuple[Arrays, Arrays]] = field(default_factory=dict)
@@ -59,8 +64,8 @@ def torch_runner(
 def gather(
     model: nn.Module, signature: Signature, runners: dict[str, Callable[[Arrays], Arrays]], progress: Progress
 ) -> Evidence:
-    """Every case of the grid through the float64 reference, PyTorch float32 (float16, if inputs or outputs are)
-    and each runner.
+    """Every case of the grid, and the golden ones beyond it, through the float64 reference, PyTorch float32 (float16,
+    if inputs or outputs are) and each runner.
 
     A runner whose name begins with "onnx reference" is given the cases of up to SMALL tokens.
     """
@@ -71,14 +76,15 @@ def gather(
     reference, rounded = (torch_runner(model, signature, dtype) for dtype in (torch.float64, own))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     grid = list(cases.grid(plain, *cases.extent(parameters)))
-    golden = _golden_cases(grid)
-    room = GOLDEN_BYTES
-    for number, case in enumerate(grid):
-        progress("parity", number, len(grid))
+    kept = {case.name: case for case in golden.choose(plain, grid)}
+    every = {case.name: ("grid", case) for case in grid}
+    every |= {name: ("golden", case) for name, case in kept.items() if name not in every}
+    for number, (check, case) in enumerate(every.values()):
+        progress("parity", number, len(every))
         inputs = case.inputs(plain)
         answer = reference(inputs)
         expected, torch_outputs = comparable(plain, answer), comparable(plain, rounded(inputs))
-        evidence.grid[case.name] = {
+        evidence.records[case.name] = {
             name: {
                 "shape": list(value.shape),
                 "torch_error": largest_error(torch_outputs[name], value),
@@ -97,19 +103,20 @@ def gather(
                 evidence.notes.append(str(error))  # numpy has limits of its own; the runtime is what counts
                 continue
             for name, value in expected.items():
-                evidence.comparisons.append(compare(runtime, "grid", case.name, name, outputs[name], value, 0.0))
-        _keep(evidence.grid_arrays, case, inputs, expected)
-        size = sum(array.size * 4 for array in expected.values())
-        if case.name in golden and size <= room:
-            room -= size
+                evidence.comparisons.append(compare(runtime, check, case.name, name, outputs[name], value, 0.0))
+        if check == "grid":
+            _keep(evidence.grid_arrays, case, inputs, expected)
+        if case.name in kept:
             evidence.golden[case.name] = (inputs, {name: _as_float32(value) for name, value in answer.items()})
-    progress("parity", len(grid), len(grid))
-    _pool_bounds(evidence, grid)
-    evidence.comparisons = [replace(c, bound=evidence.grid[c.case][c.output]["bound"]) for c in evidence.comparisons]
+    progress("parity", len(every), len(every))
+    evidence.golden = {name: evidence.golden[name] for name in kept}
+    _pool_bounds(evidence, [case for _, case in every.values()])
+    evidence.grid = {case.name: evidence.records[case.name] for case in grid}
+    evidence.comparisons = [replace(c, bound=evidence.records[c.case][c.output]["bound"]) for c in evidence.comparisons]
     evidence.tolerances = {
         spec.name: {
-            "absolute": max(record[spec.name]["bound"] for record in evidence.grid.values()),
-            "torch_float32_max_error": max(record[spec.name]["torch_error"] for record in evidence.grid.values()),
+            "absolute": max(record[spec.name]["bound"] for record in evidence.records.values()),
+            "torch_float32_max_error": max(record[spec.name]["torch_error"] for record in evidence.records.values()),
             "factor": FACTOR,
         }
         for spec in signature.outputs
@@ -117,17 +124,17 @@ def gather(
     return evidence
 
 
-def _pool_bounds(evidence: Evidence, grid: list[Case]) -> None:
+def _pool_bounds(evidence: Evidence, every: list[Case]) -> None:
     """Gives all batches and mask patterns of one length the largest of their bounds.
 
     The error of a single small case is largely chance; over all cases of one length it is steady.
     """
     lengths: dict[int, list[str]] = {}
-    for case in grid:
+    for case in every:
         lengths.setdefault(case.length, []).append(case.name)
     for names in lengths.values():
-        for output in evidence.grid[names[0]]:
-            records = [evidence.grid[name][output] for name in names]
+        for output in evidence.records[names[0]]:
+            records = [evidence.records[name][output] for name in names]
             finite = [record for record in records if np.isfinite(record["bound"])]  # nothing passes the others
             for record in finite:
                 record["bound"] = max(other["bound"] for other in finite)
@@ -145,13 +152,3 @@ def _keep(arrays: Arrays, case: Case, inputs: Arrays, expected: Arrays) -> None:
 
 def _as_float32(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if value.dtype == np.float64 else value
-
-
-def _golden_cases(grid: list[Case]) -> list[str]:
-    """For each mask pattern a small batch of short sequences, and the smallest and a middling case besides."""
-    batch = max((case.batch for case in grid if case.batch <= 2), default=grid[0].batch)
-    length = max((case.length for case in grid if case.length <= 7), default=grid[0].length)
-    chosen = [case.name for case in grid if (case.batch, case.length) == (batch, length)]
-    chosen += [case.name for case in grid if case.mask == "none" and (case.batch, case.length) == (1, 1)]
-    chosen += [case.name for case in grid if case.mask in ("ragged", "holes") and (case.batch, case.length) == (5, 31)]
-    return chosen

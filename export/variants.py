@@ -22,7 +22,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from isoformer.export import quantize, residual_norm, shared_cache
+from isoformer.export import golden, quantize, residual_norm, shared_cache
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Progress, torch_runner
 from isoformer.export.graph import to_onnx
@@ -38,6 +38,7 @@ from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import Comparison, bound, largest_error, sample_indices
 from isoformer.runtime.session import Session
 
+Run = Callable[[Arrays], Arrays]
 TEXT = Path(__file__).with_name("text.txt")
 WINDOW = 512
 
@@ -85,7 +86,8 @@ def make(
     Raises ExportError when a variant misses its bound or its gate.
     """
     made = Made()
-    references = _references(made, model, signature, progress)
+    runs = [torch_runner(model, signature, dtype) for dtype in (torch.float64, torch.float32)]
+    references = _references(made, runs, signature, progress)
     plain = RuntimeSignature.read(signature.to_dict())
 
     def open_(name: str | None, entry: dict[str, Any] | None = None) -> Session:
@@ -116,6 +118,7 @@ def make(
     else:
         steps = list(_steps(Decoder(session), references, made.decoding, progress, "cpu-float32"))
         keep(made, folder, "cpu-float32", entry, steps)
+        _keep_golden(made, folder, "cpu-float32", session, runs)
     if precision == "float32":
         return made
 
@@ -140,6 +143,8 @@ def make(
             continue
         progress(name, 1, 1)
         keep(made, folder, name, entry, list(_steps(low, references, _own_bounds(low, references), progress, name)))
+        if cache == "shared":
+            _keep_golden(made, folder, name, low.session, runs)
         return made
     raise missed or ExportError(f"there is no way to {precision}")
 
@@ -206,18 +211,19 @@ def _surprise(logits: np.ndarray, tokens: Sequence[int]) -> float:
 
 
 def _references(
-    made: Made, model: nn.Module, signature: Signature, progress: Progress
+    made: Made, runs: Sequence[Run], signature: Signature, progress: Progress
 ) -> list[tuple[decoding.Case, np.ndarray]]:
-    """The cases with sampled float64 logits; fills in the bounds of float32 and the arrays to keep."""
-    reference, float32 = (torch_runner(model, signature, dtype) for dtype in (torch.float64, torch.float32))
+    """The cases with sampled float64 logits; fills in the bounds of float32 and the arrays to keep.
+
+    runs: the model in float64 and in float32.
+    """
     found = []
     todo = decoding.cases(_max_positions(signature))
     for number, case in enumerate(todo):
         progress("decoding", number, len(todo))
         rows = list(zip(case.sequences(_vocabulary(signature)), case.asked(), strict=True))
         exact, rounded = (
-            np.stack([run(_whole(signature, row, asked))["logits"][0] for row, asked in rows])
-            for run in (reference, float32)
+            np.stack([run(golden.alone(signature, row, asked))["logits"][0] for row, asked in rows]) for run in runs
         )
         error = largest_error(rounded, exact)
         made.decoding[case.name] = {"torch_error": error, "bound": bound(error, exact)}
@@ -225,21 +231,6 @@ def _references(
         found.append((case, made.arrays[case.name]))
     progress("decoding", len(todo), len(todo))
     return found
-
-
-def _whole(signature: Signature, tokens: list[int], asked: list[int]) -> Arrays:
-    """The inputs of one sequence without a past."""
-    arrays = {
-        "input_ids": np.array([tokens]),
-        "attention_mask": np.ones((1, len(tokens)), np.int64),
-        "position_ids": np.arange(len(tokens))[None],
-        "logits_positions": np.array([asked]),
-    }
-    for spec in signature.inputs:
-        if spec.name not in arrays:
-            _, heads, _, size = spec.axes
-            arrays[spec.name] = np.zeros((1, heads, 0, size), spec.dtype)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return arrays
 
 
 def _own_bounds(decoder: Decoder, references: list[tuple[decoding.Case, np.ndarray]]) -> dict[str, dict[str, float]]:
@@ -276,6 +267,30 @@ def keep(
     made.variants[name] = entry
 
 
+def _keep_golden(made: Made, folder: Path, name: str, session: Session, runs: Sequence[Run]) -> None:
+    """Writes the golden vectors of graphs with a shared cache, which all such variants share, and a bound for each.
+
+    Of float32 the bound is the largest of its steps and of these cases; of a lower precision it is twice the largest
+    error, of its whole pass and of these cases.
+    """
+    signature, entry = session.signature, made.variants[name]
+    errors, wide, shapes = [], [], {}
+    for number, (exact, rounded) in enumerate(zip(*(golden.cached(signature, run) for run in runs), strict=True)):
+        case, inputs, logits = exact
+        target = f"{VARIANTS}/test_data_set_{number}"
+        golden.save(folder / target, "input", signature.inputs, inputs)
+        golden.save(folder / target, "output", signature.outputs, {"logits": logits.astype(np.float32)})
+        shapes[target] = case.name, list(logits.shape)
+        errors.append(largest_error(session.inference.run(["logits"], inputs)[0], logits))
+        wide.append(bound(largest_error(rounded[2], logits), logits))
+    steps = [record["bound"] for record in entry["decoding"].values()]
+    allowed = max(*steps, *wide) if entry["precision"] == "float32" else max(*steps, *(2 * error for error in errors))
+    if errors and not max(errors) <= allowed:
+        raise ExportError(f"the variant {name} is off by {max(errors):.2e} in its golden vectors, over {allowed:.2e}")
+    entry["golden"] = {target: {"logits": {"shape": shape, "bound": allowed}} for target, (_, shape) in shapes.items()}
+    entry["golden_cases"] = {target: case for target, (case, _) in shapes.items()}
+
+
 def described(precision: str, cache: str, graph: str = MODEL) -> dict[str, Any]:
     """What the manifest says of a variant before it is measured."""
     path = f"{VARIANTS}/cpu-{precision}/{graph}.onnx"
@@ -293,7 +308,7 @@ def _smoothed(model: nn.Module, signature: Signature, opset: int, tokens: Sequen
     """The graph of the model after `smooth`, over one window of text."""
     model = copy.deepcopy(model)
     run = torch_runner(model, signature, torch.float32, copied=False)
-    smooth(model, lambda: run(_whole(signature, list(tokens), [len(tokens) - 1])))
+    smooth(model, lambda: run(golden.alone(signature, list(tokens), [len(tokens) - 1])))
     return to_onnx(model, signature, opset)
 
 

@@ -28,16 +28,20 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the grid: the sizes of the named axes and a pattern of MASKS."""
+    """One cell of the grid: the sizes of the named axes and a pattern of MASKS.
+
+    label: what tells a case of other sizes from the cell of the same batch and length.
+    """
 
     mask: str
     batch: int
     length: int
     sizes: dict[str, int]
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.mask}-{self.batch}x{self.length}"
+        return f"{self.mask}{self.label}-{self.batch}x{self.length}"
 
     def inputs(self, signature: Signature, seed: int = 0) -> Arrays:
         """The case's inputs; the same seed makes the same arrays."""

@@ -1,36 +1,35 @@
 """The command `isoformer`. Exit status: 0 done, 1 a mismatch found, 2 a mistake of the user's or a broken package."""
 
-import importlib
 import inspect as inspect_module
 import json
 import os
 import re
-import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from isoformer.runtime import attention_map, decoding, gates, tasks
+from isoformer.runtime import attention_map, demo, gates, tasks, verify_command
 from isoformer.runtime import bench as benchmark
+from isoformer.runtime.batch import command as batch_command
 from isoformer.runtime.chat import Chat
+from isoformer.runtime.console import err, out
+from isoformer.runtime.console import export_half as _export_half
+from isoformer.runtime.console import print_matrix as _print_matrix
+from isoformer.runtime.console import progress as _progress
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
 from isoformer.runtime.generation import Settings, Stats
+from isoformer.runtime.options import PackagePath, Precision, Provider, Threads, precision_name
 from isoformer.runtime.package import MODEL, Package, TensorSpec, load
-from isoformer.runtime.parity import Comparison, Report, by_mask_and_length
 from isoformer.runtime.providers import ProviderName
-from isoformer.runtime.session import Graphs, Session
+from isoformer.runtime.serve import command as serve_command
+from isoformer.runtime.session import Graphs, Session, open_fastest
 from isoformer.runtime.tasks import generate
-from isoformer.runtime.verify import verify as run_checks
 
 app = typer.Typer(
     name="isoformer",
@@ -39,12 +38,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console(soft_wrap=False)
-err = Console(stderr=True)
+app.command("batch")(batch_command.batch)
+app.command("serve")(serve_command.serve)
 
-PackagePath = Annotated[Path, typer.Argument(metavar="PACKAGE", help="a package folder")]
-Provider = Annotated[ProviderName, typer.Option(help="execution provider; never falls back to another")]
-Threads = Annotated[int | None, typer.Option(help="threads of one operator (default: one a core)")]
 VALUES = {
     "mask": "0 and 1",
     "lengths": "lengths",
@@ -65,10 +61,6 @@ Seed = Annotated[int | None, typer.Option(help="generate: of the draws; by defau
 Stop = Annotated[list[str] | None, typer.Option(help="generate: a string that ends the text (again for more)")]
 ShowStats = Annotated[bool, typer.Option("--stats", help="generate: tokens and times on standard error")]
 CHAT_TOKENS = 512
-Precision = Annotated[
-    str | None, typer.Option(help="fp32, bf16 (openvino), int8 or int4, if PACKAGE has it; default: its own choice")
-]
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 
 
 def main() -> None:
@@ -118,7 +110,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="replace the package at OUTPUT")] = False,
 ) -> None:
     """Write MODEL to OUTPUT as a package, verified against PyTorch in float64."""
-    chosen = _precision(precision)
+    chosen = precision_name(precision)
     for name, given in (("--text", text), ("--sound", sound)):
         if given is not None and chosen == "float32":
             raise InputError(f"{name} {given} is for the quality gate of int8 and int4")
@@ -169,41 +161,7 @@ def _print_evidence(part: Package) -> None:
         err.print(note, highlight=False, markup=False)
 
 
-@app.command()
-def verify(
-    package: PackagePath,
-    provider: Provider = "cpu",
-    runtime: Annotated[str, typer.Option(help="ort, reference (the ONNX reference evaluator), or all")] = "all",
-    threads: Threads = None,
-    seed: Annotated[int | None, typer.Option(help="of the fresh cases; by default another each time")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Replay the parity checks that PACKAGE carries, and check fresh cases. Exit status 1: a mismatch."""
-    if runtime not in ("ort", "reference", "all"):
-        raise InputError(f"runtime {runtime!r} is not one of ort, reference, all")
-    loaded = load(package)
-    seed = secrets.randbelow(2**31) if seed is None else seed
-    report = Report()
-    with _progress() as show:
-        for graph in loaded.graphs.values():
-            for name, run, options in _runtimes(graph, runtime, provider, threads):
-                advance = _counter(show, name, len(graph.manifest["golden"]) + len(graph.manifest["grid"]))
-                part = run_checks(graph, run, name, seed=seed, progress=advance, **options)
-                if not part.comparisons:
-                    err.print(f"{name}: no case of {package} is small enough for it", highlight=False, markup=False)
-                report.comparisons += part.comparisons
-            if runtime != "reference":
-                report.comparisons += _verify_decoding(graph, provider, threads, show)
-    if not report.comparisons:
-        raise IsoformerError(f"there was nothing to compare in {package}")
-    if as_json:
-        for comparison in report.comparisons:
-            print(json.dumps(comparison.to_dict()))
-        print(json.dumps(report.summary() | {"seed": seed, "package": str(package)}))
-    else:
-        _print_report(report, seed)
-    if not report.passed:
-        raise typer.Exit(1)
+app.command(name="verify")(verify_command.verify)
 
 
 @app.command()
@@ -285,32 +243,22 @@ def run(
         print(more["stats"].line(), file=sys.stderr)
 
 
-def _precision(name: str) -> str:
-    if name not in PRECISIONS and name not in PRECISIONS.values():
-        raise InputError(f"precision {name!r} is not one of {', '.join(PRECISIONS)}")
-    return PRECISIONS.get(name, name)
+@app.command("serve-demo")
+def serve_demo(
+    packages: Annotated[list[Path], typer.Argument(metavar="PACKAGE...", help="package folders")],
+    host: Annotated[str, typer.Option(help="the address to listen at; this machine's own by default")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free")] = 8000,
+) -> None:
+    """Serve a page that runs PACKAGES in a browser: embeddings, generation, attention under a mask that is drawn."""
+    with demo.serve(packages, host, port) as server:
+        out.print(f"http://{host}:{server.server_address[1]}/demo/  (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        server.serve_forever()
 
 
 def _fastest(package: Package, provider: ProviderName, precision: str | None, threads: int | None) -> Session | Graphs:
     """The package's fastest graph, or its graphs where there are several."""
-    chosen = None if precision is None else _precision(precision)
-    if package.parts:
-        return Graphs(package, provider, precision=chosen, threads=threads)
-    return Session.fastest(package, provider, precision=chosen, threads=threads)
-
-
-def _verify_decoding(
-    package: Package, provider: ProviderName, threads: int | None, show: Callable[[str, int, int], None]
-) -> Iterator[Comparison]:
-    """The decoder's steps through the canonical graph and every variant for the provider; nothing for other models."""
-    if not package.manifest.get("decoding"):
-        return
-    for name in (None, *(n for n, variant in package.variants.items() if variant["provider"] == provider)):
-        runtime = _called(package, f"onnxruntime {name or provider}")
-        advance = _counter(show, f"{runtime}, steps", len(package.manifest["decoding"]))
-        for comparison in decoding.verify(package, Session(package, provider, threads=threads, variant=name), runtime):
-            advance(comparison.case)
-            yield comparison
+    chosen = None if precision is None else precision_name(precision)
+    return open_fastest(package, provider, precision=chosen, threads=threads)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -568,86 +516,9 @@ def bench(
 
 def _to_measure(part: Package, provider: ProviderName, precision: str | None, threads: int | None) -> Session:
     """The canonical graph's session, or that of the provider's own or of a precision."""
-    chosen = None if precision is None else _precision(precision)
+    chosen = None if precision is None else precision_name(precision)
     variant = part.fastest(provider, chosen) if chosen or provider != "cpu" else None
     return Session(part, provider, threads=threads, variant=variant)
-
-
-def _export_half(name: str) -> ModuleType:
-    """A module of isoformer.export, which only some commands need and which needs torch."""
-    try:
-        return importlib.import_module(f"isoformer.export.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "gguf"):
-            raise IsoformerError(f"{error.name} is not installed: pip install 'isoformer[export]'") from None
-        raise
-
-
-def _runtimes(package: Package, runtime: str, provider: ProviderName, threads: int | None) -> Iterator[tuple]:
-    """(name, run, options of `verify`) of each runtime that was asked for; "all" leaves out what is not installed.
-
-    Variants with tolerances are among them; those of decoders are checked step by step, see `_verify_decoding`.
-    """
-    if runtime in ("ort", "all"):
-        held = [n for n, v in package.variants.items() if v["provider"] == provider and "tolerances" in v]
-        canonical = () if provider == "openvino" and held else (None,)  # the canonical graph is not for it
-        for variant in (*canonical, *held):
-            name = _called(package, f"onnxruntime {variant or provider}")
-            yield name, Session(package, provider, threads=threads, variant=variant).run, {"variant": variant}
-    if runtime in ("reference", "all"):
-        try:
-            reference = _export_half("reference")
-        except IsoformerError:
-            if runtime == "reference":
-                raise
-            return
-        if runtime == "all" and reference.NAME not in package.manifest["parity"]:
-            return  # it could not run the graph at export either; the manifest's notes say why
-        yield _called(package, reference.NAME), reference.runner(package.model), {"small": True}
-
-
-def _called(part: Package, runtime: str) -> str:
-    """What a runtime is called in reports: beside the graph, where there are several."""
-    return runtime if part.graph == MODEL else f"{part.graph}, {runtime}"
-
-
-def _print_report(report: Report, seed: int) -> None:
-    for runtime in dict.fromkeys(c.runtime for c in report.comparisons):
-        part = [c for c in report.comparisons if c.runtime == runtime]
-        if matrix := by_mask_and_length(part):
-            _print_matrix(runtime, matrix)
-        for check in ("golden", "relation", "decoding"):
-            some = Report([c for c in part if c.check == check])
-            if some.comparisons:
-                out.print(
-                    f"{runtime}: {some.cases} {check} cases, largest error {some.worst():.2g} of its bound",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-    for failure in report.failures[:20]:
-        out.print(f"[red]FAILED[/red] {failure.line()}", highlight=False, soft_wrap=True)
-    if len(report.failures) > 20:
-        out.print(f"[red]FAILED[/red] … and {len(report.failures) - 20} more", highlight=False)
-    verdict = "[green]PASSED[/green]" if report.passed else "[red]FAILED[/red]"
-    out.print(
-        f"{verdict}: {report.cases} cases, {report.values:,} values compared, {len(report.failures)} failures "
-        f"(fresh cases: --seed {seed})",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _print_matrix(runtime: str, matrix: dict[str, dict[str, float]]) -> None:
-    """mask × length: the largest error as a share of its bound; over 1 is a failure."""
-    lengths = list(dict.fromkeys(length for cells in matrix.values() for length in cells))
-    table = Table(title=f"{runtime}: largest error as a share of its bound", title_justify="left")
-    table.add_column("mask \\ length")
-    for length in lengths:
-        table.add_column(length, justify="right", min_width=5)
-    for mask, cells in matrix.items():
-        shares = [cells.get(length) for length in lengths]
-        table.add_row(mask, *("" if s is None else f"{s:.2f}" if s <= 1 else f"[red]{s:.2g}[/red]" for s in shares))
-    out.print(table)
 
 
 def _facts(package: Package) -> Iterator[tuple[str, str]]:
@@ -717,33 +588,6 @@ def _numbers(option: str, text: str) -> list[int]:
     if min(numbers) < 1:
         raise InputError(f"{option} takes numbers from 1, not {text!r}")
     return numbers
-
-
-def _counter(show: Any, stage: str, total: int) -> Any:
-    """A function that counts its calls on the bar of `stage`."""
-    calls = count(1)
-    return lambda _case: show(stage, min(next(calls), total), total)
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A function (stage, done, total) that draws a bar on standard error, where that is a terminal."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        stages: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in stages:
-                stages[stage] = bar.add_task(stage, total=total)
-            bar.update(stages[stage], completed=done)
-
-        yield show
 
 
 if __name__ == "__main__":

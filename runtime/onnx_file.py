@@ -6,7 +6,8 @@ numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/on
 
 import mmap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,68 @@ def operators(path: Path) -> Counter[str]:
             domain = _text(node.get(7))
             counts[f"{domain}::{_text(node.get(4))}" if domain not in ("", "ai.onnx") else _text(node.get(4))] += 1
     return counts
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the graph itself, not of a graph inside it: its name ("" for none), operator, inputs and outputs."""
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def nodes(path: Path) -> list[Node]:
+    """The nodes of the model's graph, in the order in which they stand, which is one in which they can run."""
+    found = []
+    with path.open("rb") as file:
+        whole = memoryview(file.read())
+    for number, graph in _fields(whole, path):
+        if number != 7 or not isinstance(graph, memoryview):
+            continue
+        for kind, message in _fields(graph, path):
+            if kind == 1 and isinstance(message, memoryview):
+                parts: dict[int, list[str]] = {1: [], 2: [], 3: [], 4: []}
+                for field, value in _fields(message, path):
+                    if field in parts:
+                        parts[field].append(_text(value))
+                inputs, outputs, name, operator = (parts[field] for field in (1, 2, 3, 4))
+                found.append(
+                    Node(
+                        "".join(name[-1:]),
+                        "".join(operator[-1:]),
+                        tuple(filter(None, inputs)),
+                        tuple(filter(None, outputs)),
+                    )
+                )
+    return found
+
+
+def with_outputs(path: Path, names: Iterable[str]) -> bytes:
+    """The model with these values among its outputs, without types, which a runtime infers.
+
+    A message that is repeated is merged (https://protobuf.dev/programming-guides/encoding/#last-one-wins), so what
+    is to be added to the graph can be written behind the model.
+    """
+    content = path.read_bytes()
+    there = set()
+    for number, graph in _fields(memoryview(content), path):
+        if number == 7 and isinstance(graph, memoryview):
+            for kind, value in _fields(graph, path):
+                if kind == 12 and isinstance(value, memoryview):
+                    there.add(_text(dict(_fields(value, path)).get(1)))
+    infos = b"".join(_delimited(12, _delimited(1, name.encode())) for name in dict.fromkeys(names) if name not in there)
+    return content + _delimited(7, infos)
+
+
+def _delimited(number: int, content: bytes) -> bytes:
+    """A field of bytes."""
+    size, length = bytearray(), len(content)
+    while length > 127:
+        size.append(length & 127 | 128)
+        length >>= 7
+    return bytes([number << 3 | 2]) + bytes(size) + bytes([length]) + content
 
 
 def _walk(path: Path) -> Iterator[tuple[str, memoryview]]:

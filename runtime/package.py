@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -166,15 +166,21 @@ class Package:
         others = (variant["precision"] for variant in self.variants.values() if variant["provider"] == provider)
         return list(dict.fromkeys((self.manifest["precision"], *others)))
 
-    def golden(self) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
-        """The golden vectors: name of the set, inputs and reference outputs by name."""
-        for name in self.manifest["golden"]:
-            yield name, self._vectors(name, "input"), self._vectors(name, "output")
+    def golden(self, variant: str | None = None) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """The golden vectors: name of the set, inputs and reference outputs by name.
 
-    def _vectors(self, name: str, kind: str) -> dict[str, np.ndarray]:
+        variant: one whose inputs are others than the canonical graph's, so that it has vectors of its own.
+        """
+        inputs = [spec.name for spec in self.signature.inputs]
+        for name, recorded in (self.manifest if variant is None else self.variant(variant))["golden"].items():
+            yield name, self._vectors(name, "input", inputs), self._vectors(name, "output", recorded)
+
+    def _vectors(self, name: str, kind: str, wanted: Collection[str]) -> dict[str, np.ndarray]:
         specs = self.signature.inputs if kind == "input" else self.signature.outputs
         vectors = {}
         for index, spec in enumerate(specs):
+            if spec.name not in wanted:
+                continue
             file = f"{name}/{kind}_{index}.pb"
             if file not in self.manifest["files"]:  # only what has been checked is opened
                 raise PackageError(f"{self.path} is broken: {MANIFEST} does not list {file}")
@@ -240,6 +246,10 @@ def _check_records(file: Path, manifest: dict[str, Any], signature: Signature) -
                 raise ValueError(f"the variant {name} is not described by texts")
             for case in variant["decoding"].values():
                 float(case["bound"])
+            for case in variant.get("golden", {}).values():
+                for record in case.values():
+                    tuple(record["shape"])
+                    float(record["bound"])
             if not variant["decoding"] or "tolerances" in variant:  # something holds every variant
                 for spec in signature.outputs:
                     float(variant["tolerances"][spec.name]["absolute"])

@@ -9,6 +9,7 @@ None of them needs torch: the reference was computed when the package was export
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from isoformer.runtime.parity import Comparison, Report, comparable, compare, sa
 from isoformer.runtime.relations import relations
 
 GRID_FILE = "parity.npz"
+Keep = Callable[[str, str, np.ndarray], None]  # case, output, its value
 # The ONNX reference evaluator computes in plain numpy: it takes the cases of up to this many rows of an input.
 SMALL = 64
 SMALL_WORK = 64 * 25_000_000
@@ -34,12 +36,13 @@ def verify(
     small: bool = False,
     variant: str | None = None,
     progress: Callable[[str], None] = lambda _case: None,
+    keep: Keep = lambda _case, _output, _value: None,
 ) -> Report:
     """Every check of the package through `run`, which takes and returns arrays by name.
 
     runtime: what `run` is called in the report. small: golden and grid cases of up to SMALL tokens only.
     variant: what `run` runs, if not the canonical graph; of another precision its own tolerances are the bounds.
-    progress: called with the name of each case.
+    progress: called with the name of each case. keep: given each output of the golden vectors.
     """
     report = Report()
     records = package.manifest if variant is None else package.variant(variant)
@@ -61,12 +64,26 @@ def verify(
             recorded = package.manifest[check][name]
             if own_bounds:
                 recorded = {output: record | {"bound": tolerances[output]} for output, record in recorded.items()}
-            report.comparisons += _replay(recorded, compared, (runtime, check, name), inputs, outputs)
+            taken = partial(keep, name) if check == "golden" else _forget
+            report.comparisons += _replay(recorded, compared, (runtime, check, name), inputs, outputs, taken)
     if not small:
         for comparison in relations(package.signature, tolerances, compared, runtime, np.random.default_rng(seed)):
             progress(comparison.case)
             report.comparisons.append(comparison)
     return report
+
+
+def replay_golden(
+    package: Package, run: Callable[[Arrays], Arrays], runtime: str, variant: str, keep: Keep
+) -> Iterator[Comparison]:
+    """The golden vectors of a variant that has some of its own, through `run`; keep is given each output."""
+    recorded = package.variant(variant)["golden"]
+    for name, inputs, outputs in package.golden(variant):
+        yield from _replay(recorded[name], run, (runtime, "golden", name), inputs, outputs, partial(keep, name))
+
+
+def _forget(_output: str, _value: np.ndarray) -> None:
+    """Keeps nothing."""
 
 
 def is_small(signature: Signature, inputs: Arrays, parameters: int = 0) -> bool:
@@ -109,6 +126,7 @@ def _replay(
     where: tuple[str, str, str],
     inputs: Arrays,
     outputs: Arrays,
+    keep: Callable[[str, np.ndarray], None],
 ) -> Iterator[Comparison]:
     """The candidate's outputs against the reference's, within the bounds that the export recorded."""
     try:
@@ -118,6 +136,7 @@ def _replay(
         return
     for name, reference in outputs.items():
         value, shape, allowed = candidate[name], tuple(recorded[name]["shape"]), recorded[name]["bound"]
+        keep(name, value)
         if value.shape == shape and reference.shape != shape:
             # Every value must be finite, and the sampled ones close.
             finite = np.isfinite(value).all()

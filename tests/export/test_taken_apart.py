@@ -20,7 +20,7 @@ from isoformer.runtime.cases import Arrays
 
 def run(model: ir.Model, inputs: Arrays) -> list[Any]:
     session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
-    return list(session.run(None, inputs))
+    return [np.asarray(value) for value in session.run(None, inputs)]
 
 
 def rewritten(module: nn.Module, signature: Signature) -> tuple[ir.Model, ir.Model]:

@@ -1,0 +1,54 @@
+/** What this runtime answers to the questions of vectors.json; the same module in Node and in the browser. */
+
+import { Decoder } from "../../runtime/js/src/binding.js";
+import { Settings, generate } from "../../runtime/js/src/generation.js";
+import { eosTokens } from "../../runtime/js/src/detokenizer.js";
+import { Session } from "../../runtime/js/src/session.js";
+import { embeddings } from "../../runtime/js/src/tasks/embed.js";
+import { textEncoder } from "../../runtime/js/src/text.js";
+
+/** The names that JavaScript has for Python's settings. */
+function renamed(settings) {
+  return Object.fromEntries(Object.entries(settings).map(([name, value]) => [name.replace(/_(.)/g, (_, letter) => letter.toUpperCase()), value]));
+}
+
+/** The vectors of the texts. */
+export async function embedded(engine, place, texts) {
+  const session = await Session.open(place, { engine });
+  const found = await embeddings(session, texts);
+  await session.release();
+  return found.map((vector) => [...vector]);
+}
+
+/** The new tokens of each case, {name, settings, prompts}. */
+export async function continued(engine, place, precision, cases) {
+  const session = await Session.fastest(place, { engine, precision });
+  const eos = await eosTokens(session.package, await textEncoder(session));
+  const found = [];
+  for (const { settings, prompts } of cases) found.push(await generate(session, prompts, new Settings({ ...renamed(settings), eos })));
+  await session.release();
+  return found;
+}
+
+/** How many of the tokens of the greedy cases are the likeliest behind those before them: [so many, of how many]. */
+export async function agreeing(engine, place, precision, cases) {
+  const session = await Session.fastest(place, { engine, precision });
+  const decoder = new Decoder(session);
+  let [same, all] = [0, 0];
+  for (const { prompts, tokens } of cases) {
+    let { logits } = await decoder.start(prompts);
+    for (const token of tokens[0]) {
+      const best = logits[0].reduce((top, value, place) => (value > logits[0][top] ? place : top), 0);
+      same += Number(best === token);
+      all += 1;
+      logits = await decoder.append([[token]]);
+    }
+  }
+  await session.release();
+  return [same, all];
+}
+
+/** The largest difference of two lists of vectors. */
+export function furthest(found, wanted) {
+  return Math.max(...wanted.flatMap((vector, row) => vector.map((value, place) => Math.abs(value - found[row][place]))));
+}

@@ -1,0 +1,62 @@
+/** Node answers what Python answers: tokens of hostile texts, random numbers, embeddings, generated tokens. */
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import * as library from "../../runtime/js/node_modules/@huggingface/tokenizers/dist/tokenizers.mjs";
+import { nodeEngine } from "../../runtime/js/index.js";
+import { Random } from "../../runtime/js/src/random.js";
+import { EXACT, productsSaturate } from "../../runtime/js/src/saturation.js";
+import { Tokenizer } from "../../runtime/js/src/tokenizer.js";
+import { continued, embedded, furthest } from "./answers.js";
+import { FOLDER, VECTORS, cases } from "./vectors.js";
+
+for (const [name, texts] of Object.entries(VECTORS.tokenizers)) {
+  test(`tokens of ${texts.length} texts: ${name}`, () => {
+    const tokenizer = new Tokenizer(JSON.parse(readFileSync(`${FOLDER}/${name}.json`, "utf8")), library, name);
+    assert.ok(texts.length > 500);
+    for (const { text, ids, plain, types, decoded, all, cut } of texts) {
+      const whole = tokenizer.encode(text);
+      assert.deepEqual(whole.ids, ids, JSON.stringify(text));
+      assert.deepEqual(whole.typeIds, types, JSON.stringify(text));
+      assert.deepEqual(tokenizer.encode(text, { addSpecialTokens: false }).ids, plain, JSON.stringify(text));
+      assert.deepEqual(tokenizer.encode(text, { limit: 7 }).ids, cut, JSON.stringify(text));
+      assert.equal(tokenizer.decode(ids), decoded);
+      assert.equal(tokenizer.decode(ids, { skipSpecialTokens: false }), all);
+    }
+    assert.throws(() => tokenizer.encode("a\ud800b"), /a text is not Unicode/);
+  });
+}
+
+test("random numbers are numpy's", () => {
+  for (const [seed, numbers] of Object.entries(VECTORS.random)) {
+    const random = new Random([BigInt(seed), 5]);
+    assert.deepEqual(numbers.map(() => random.random()), numbers);
+  }
+});
+
+test("the option for exact products of 8 bits gives the largest product", async () => {
+  const { ort } = await nodeEngine();
+  assert.equal(await productsSaturate(ort, { extra: { session: EXACT } }), false);
+});
+
+test("embeddings", async () => {
+  const { package: place, texts, vectors } = VECTORS.embed;
+  const off = furthest(await embedded(await nodeEngine(), place, texts), vectors);
+  assert.ok(off < 1e-5, `off by ${off}`);
+});
+
+for (const precision of Object.keys(VECTORS.generate)) {
+  test(`generated tokens: ${precision}`, { timeout: 900_000 }, async () => {
+    const chosen = cases(precision);
+    assert.ok(chosen.filter(({ name }) => name === "greedy").length >= 10);
+    const found = await continued(await nodeEngine(), VECTORS.package, precision, chosen);
+    chosen.forEach(({ name, tokens }, place) => assert.deepEqual(found[place], tokens, `${name}, case ${place}`));
+  });
+
+  test(`generated tokens, a cache that is not written in place: ${precision}`, { timeout: 900_000 }, async () => {
+    const chosen = cases(precision, "draws", "one batch");
+    const found = await continued({ ...(await nodeEngine()), aliased: false }, VECTORS.package, precision, chosen);
+    chosen.forEach(({ name, tokens }, place) => assert.deepEqual(found[place], tokens, `${name}, case ${place}`));
+  });
+}
