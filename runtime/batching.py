@@ -20,13 +20,20 @@ from isoformer.runtime.session import Session, check_inputs
 class Cost:
     """What one run of a rectangle costs, counted in tokens that go through the layers once.
 
-    call: of every run, whatever its size. pair: of one query and one key.
+    call: of every run, whatever its size. pair: of one query and one key. step: widths are rounded up to multiples of
+    it, where a shape that was not seen before costs time of its own.
     """
 
     call: float = 50.0
     pair: float = 1 / 550
+    step: int = 1
 
-    def __call__(self, rows: int, width: int) -> float:
+    def width(self, length: int) -> int:
+        """How wide a rectangle is whose longest sequence is of that length."""
+        return -(-length // self.step) * self.step
+
+    def __call__(self, rows: int, length: int) -> float:
+        width = self.width(length)
         return self.call + rows * width * (1 + self.pair * width)
 
     @classmethod
@@ -43,7 +50,7 @@ class Cost:
 
 
 # From MiniLM's times on two cores, see docs/decisions/openvino.md; others are taken to be like OpenVINO.
-COSTS = {"cpu": Cost(call=16.0, pair=1 / 4700), "openvino": Cost()}
+COSTS = {"cpu": Cost(call=16.0, pair=1 / 4700), "openvino": Cost(step=32)}
 
 
 def cost_on(provider: str) -> Cost:
@@ -89,19 +96,20 @@ def run(
     """
     signature = session.signature
     key = _key(signature)
-    if key is None:
+    if key is None or (key.kind == "mask" and np.all(inputs.get(key.name, True))):  # nothing is padding
         return session.run(inputs, outputs)
     specs = {spec.name: spec for spec in signature.inputs}
     feeds = check_inputs(specs, signature.axes, inputs, signature.sums)
     axis = _axis(key)
     size = _size(signature, feeds, axis)
+    cost = cost or cost_on(session.provider)
     begins, ends = _real(key, feeds[key.name], size, "left" in signature.padding)
-    groups = plan(np.maximum(ends - begins, signature.axes[axis][0]), cost or cost_on(session.provider))
+    groups = plan(np.maximum(ends - begins, signature.axes[axis][0]), cost)
     if len(groups) == 1 and (ends - begins).max(initial=0) == size:
         return session.run(inputs, outputs)
     found: Arrays = {}
     for group in groups:
-        width = max(int((ends - begins)[group].max()), signature.axes[axis][0])
+        width = min(size, max(cost.width(int((ends - begins)[group].max())), signature.axes[axis][0]))
         starts = np.minimum(begins[group], size - width)
         part = session.run(
             {name: _taken(specs[name], array, axis, group, starts, width) for name, array in feeds.items()}, outputs
@@ -153,6 +161,8 @@ def _taken(
     spec: TensorSpec, array: np.ndarray, axis: str, group: np.ndarray, starts: np.ndarray, width: int
 ) -> np.ndarray:
     """The rows of the group, each cut to its window."""
+    if not starts.any():
+        return array[group][(slice(None), *_window(spec, axis, 0, width))]
     windows = (_window(spec, axis, int(start), width) for start in starts)
     return np.stack([array[index][window] for index, window in zip(group, windows, strict=True)])
 
@@ -171,5 +181,8 @@ def _put_back(
     inner = [size if name == axis else n for name, n in zip(spec.axes[1:], part.shape[1:], strict=True)]
     whole = found.setdefault(spec.name, np.zeros((rows, *inner), part.dtype))
     width = next((n for name, n in zip(spec.axes[1:], part.shape[1:], strict=True) if name == axis), 0)
+    if not starts.any():
+        whole[(group, *_window(spec, axis, 0, width))] = part
+        return
     for row, index, start in zip(part, group, starts, strict=True):
         whole[index][_window(spec, axis, int(start), width)] = row

@@ -68,9 +68,11 @@ class TextEncoder:
                 raise InputError(f"{text!r} has no tokens")
         return encodings
 
-    def inputs(self, encodings: Sequence[Encoding]) -> Arrays:
-        """One batch, padded on the right to its longest text."""
-        shape = (len(encodings), max(len(encoding.ids) for encoding in encodings))
+    def inputs(self, encodings: Sequence[Encoding], widths: Callable[[int], int] = int) -> Arrays:
+        """One batch, padded on the right to its longest text, or to the width that is said for its length."""
+        longest = max(len(encoding.ids) for encoding in encodings)
+        width = widths(longest)
+        shape = (len(encodings), width if self.limit is None else max(longest, min(width, self.limit)))
         columns = {
             "input_ids": np.full(shape, self.pad_id, np.int64),
             "attention_mask": np.zeros(shape, np.int64),
@@ -125,8 +127,9 @@ def run_batches(
     """(index, tokens, row of `output`) of each text; texts of like length share a batch, so the order is theirs."""
     encodings = encoder.encode(texts)
     lengths = [len(encoding.ids) for encoding in encodings]
-    for chosen in plan(lengths, cost_on(session.provider), batch_size):
-        rows = session.run(encoder.inputs([encodings[i] for i in chosen]), [output])[output]
+    cost = cost_on(session.provider)
+    for chosen in plan(lengths, cost, batch_size):
+        rows = session.run(encoder.inputs([encodings[i] for i in chosen], cost.width), [output])[output]
         for index, row in zip(chosen, rows, strict=True):
             yield index, encodings[index], row
         progress(len(chosen))

@@ -121,6 +121,15 @@ def test_only_the_ends_are_cut_off(session: Session) -> None:
     assert sorted(counted.shapes) == [(1, 1), (1, 5), (1, 8), (1, 13)]
 
 
+def test_widths_are_rounded_up_where_a_new_shape_costs_time(session: Session) -> None:
+    mask = np.arange(13) < np.array([13, 3, 6])[:, None]
+    counted, inputs = Counted(session), inputs_of(mask)
+    found = batching.run(counted, inputs, ["sentence_embedding"], Cost(call=0, step=5))  # pyright: ignore[reportArgumentType]
+    assert sorted(counted.shapes) == [(1, 5), (1, 10), (1, 13)]
+    expected = session.run(inputs)["sentence_embedding"]
+    np.testing.assert_allclose(found["sentence_embedding"], expected, rtol=0, atol=2e-6)
+
+
 def test_left_padding_stays_where_it_changes_the_positions(tmp_path: Path) -> None:
     session = Session(export_encoder(tmp_path / "index", position_rule="index"))
     assert "left" not in session.signature.padding

@@ -234,6 +234,14 @@ def test_texts_of_like_length_share_a_batch(session: Session, monkeypatch: pytes
     assert done == [3, 2, 2]
 
 
+def test_a_batch_may_be_wider_than_its_texts_but_not_than_the_model_takes(session: Session) -> None:
+    encoder = TextEncoder(session)
+    encodings = encoder.encode(["one", "one one one"])
+    for width, expected in ((int, 5), (lambda _length: 7, 7), (lambda _length: 10**6, encoder.limit)):
+        assert encoder.inputs(encodings, width)["attention_mask"].sum(1).tolist() == [3, 5]
+        assert encoder.inputs(encodings, width)["input_ids"].shape == (2, expected)
+
+
 def test_batches_hold_32_texts(session: Session) -> None:
     done: list[int] = []
     encoder = TextEncoder(session)
