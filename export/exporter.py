@@ -9,7 +9,17 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from isoformer.export import checks, encoded_variants, encoder_variants, evidence, openvino, package, reference, variants, weights
+from isoformer.export import (
+    checks,
+    encoded_variants,
+    encoder_variants,
+    evidence,
+    openvino,
+    package,
+    reference,
+    variants,
+    weights,
+)
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Progress
 from isoformer.export.graph import to_onnx

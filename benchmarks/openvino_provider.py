@@ -1,6 +1,7 @@
 """MiniLM's real weights on OpenVINO's provider, beside OpenVINO by itself, PyTorch and CTranslate2 in low precision.
 
-    python -m benchmarks.openvino --package MINILM --ours PYTHON --peers PYTHON --work DIR [--turns 7] [--quality]
+    python -m benchmarks.openvino_provider --package MINILM --ours PYTHON --peers PYTHON --work DIR [--turns 7]
+        [--quality]
 
 MINILM was exported with --provider openvino. ours: the python of an environment with isoformer[openvino]
 (.venv-openvino/bin/python); peers: of one with openvino, nncf, torch, transformers and ctranslate2. DIR gets the
@@ -244,9 +245,9 @@ def main() -> None:
     where = ["--package", str(given.package.absolute()), "--work", str(given.work.absolute())]
     engines = given.engines.split(",")
     if any(ENGINES[engine][0] for engine in engines):
-        subprocess.run([given.peers, "-m", "benchmarks.openvino", *where, "--prepare"], check=True, cwd=ROOT)  # noqa: S603
+        subprocess.run([given.peers, "-m", "benchmarks.openvino_provider", *where, "--prepare"], check=True, cwd=ROOT)  # noqa: S603
     pythons = {engine: given.peers if ENGINES[engine][0] else given.ours for engine in engines}
-    commands = {e: [pythons[e], "-m", "benchmarks.openvino", *where, "--worker", e] for e in engines}
+    commands = {e: [pythons[e], "-m", "benchmarks.openvino_provider", *where, "--worker", e] for e in engines}
     if given.quality:
         files = {engine: given.work.absolute() / f"{engine}.npy" for engine in engines}
         for engine, file in files.items():
