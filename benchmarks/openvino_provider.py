@@ -1,7 +1,7 @@
 """MiniLM's real weights on OpenVINO's provider, beside OpenVINO by itself, PyTorch and CTranslate2 in low precision.
 
-    python -m benchmarks.openvino_provider --package MINILM --ours PYTHON --peers PYTHON --work DIR [--turns 7]
-        [--quality]
+    python -m benchmarks.openvino_provider --package MINILM --ours PYTHON --peers PYTHON --work DIR
+        [--turns 7] [--quality]
 
 MINILM was exported with --provider openvino. ours: the python of an environment with isoformer[openvino]
 (.venv-openvino/bin/python); peers: of one with openvino, nncf, torch, transformers and ctranslate2. DIR gets the
@@ -11,6 +11,7 @@ fastest peer, turn by turn (over 1: faster). --quality embeds a thousand lines i
 """
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -82,7 +83,7 @@ def torch_bf16(_: Path) -> Run:
 
 
 def openvino_alone(folder: Path, file: str, hint: str) -> Run:
-    import openvino  # pyright: ignore[reportMissingImports]
+    openvino: Any = importlib.import_module("openvino")  # `import` would be this file to some
 
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.compile_model(folder / file, "CPU", settings).create_infer_request()
@@ -125,9 +126,9 @@ def prepare(work: Path) -> None:
     """In the peers' environment: OpenVINO's own form of the weights, its int8 by NNCF, CTranslate2's."""
     import ctranslate2.converters  # pyright: ignore[reportMissingImports]
     import nncf  # pyright: ignore[reportMissingImports]
-    import openvino  # pyright: ignore[reportMissingImports]
     import torch
 
+    openvino: Any = importlib.import_module("openvino")
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "ctranslate2").exists():
         ctranslate2.converters.TransformersConverter(str(CHECKPOINT)).convert(str(work / "ctranslate2"))

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,9 +20,10 @@ from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence
 from isoformer.export.variants import Made
 from isoformer.models.signature import Signature
-from isoformer.runtime import decoding, gates, tasks
+from isoformer.runtime import decoding, gates, padding, tasks
 from isoformer.runtime.onnx_file import operators
-from isoformer.runtime.package import MANIFEST, MODEL, SCHEMA, sha256
+from isoformer.runtime.package import MANIFEST, MODEL, SCHEMA, VARIANTS, sha256
+from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import FACTOR, Comparison, Report, by_mask_and_length
 from isoformer.runtime.verify import GRID_FILE
 
@@ -131,6 +132,9 @@ def _records(folder: Path, name: str, part: Part, opset: int, preferred: str) ->
         vectors.save(target, "input", signature.inputs, inputs)
         vectors.save(target, "output", signature.outputs, outputs)
         golden[target.relative_to(folder).as_posix()] = evidence.records[case]
+    for entry in made.variants.values():
+        if zero := entry.get("zero_at_padding"):
+            entry |= _unpadded_vectors(folder, name, entry, zero, evidence, signature)
     np.savez_compressed(beside / GRID_FILE, **evidence.grid_arrays)  # pyright: ignore[reportArgumentType]
     if made.arrays:
         np.savez_compressed(beside / decoding.FILE, **made.arrays)  # pyright: ignore[reportArgumentType]
@@ -151,6 +155,25 @@ def _records(folder: Path, name: str, part: Part, opset: int, preferred: str) ->
         "golden_cases": dict(zip(golden, evidence.golden, strict=True)),
         "grid": evidence.grid,
     }
+
+
+def _unpadded_vectors(
+    folder: Path, name: str, entry: dict[str, Any], zero: Sequence[str], evidence: Evidence, signature: Signature
+) -> dict[str, Any]:
+    """Writes the golden vectors of a graph whose outputs are 0 at padding, and what its entry in the manifest says."""
+    plain, own = RuntimeSignature.read(signature.to_dict()), entry["precision"] == "float32"
+    at = f"{VARIANTS}/{name}" if name != MODEL else VARIANTS
+    golden, cases = {}, {}
+    for number, (case, (inputs, outputs)) in enumerate(evidence.golden.items()):
+        target = f"{at}/test_data_set_{number}"
+        vectors.save(folder / target, "input", signature.inputs, inputs)
+        vectors.save(folder / target, "output", signature.outputs, padding.without(plain, zero, inputs, outputs))
+        cases[target] = case
+        golden[target] = {
+            output: record if own else record | {"bound": entry["tolerances"][output]["absolute"]}
+            for output, record in evidence.records[case].items()
+        }
+    return {"golden": golden, "golden_cases": cases}
 
 
 def parity_table(comparisons: list[Comparison]) -> dict[str, Any]:

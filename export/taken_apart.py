@@ -7,7 +7,6 @@ seen, 1 or 0 for each query, makes exactly 0 of it. A mask of padding alone stay
 names, so that a graph may read the canonical one's file. docs/decisions/openvino.md says what was measured.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -161,7 +160,7 @@ def _narrow(mask: ir.Value) -> ir.Value:
     node = mask.producer()
     if node is None or node.op_type != "Expand" or node.inputs[0] is None:
         return mask
-    before: Sequence[Any] | None = node.inputs[0].shape
+    before = node.inputs[0].shape
     return node.inputs[0] if before is not None and len(before) == 4 else mask
 
 

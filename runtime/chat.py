@@ -49,7 +49,7 @@ class Chat:
         Raises InputError, and leaves the dialogue as it was, when with this message it is longer than the model holds.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        (prompt,) = encode(self.session, [self._render(messages)], add_special_tokens=False)
+        (prompt,) = encode(self.session, [render(self._encoder, self._template, messages)], add_special_tokens=False)
         limit = self._decoder.limit
         if limit is not None and len(prompt) >= limit:
             raise InputError(
@@ -61,16 +61,21 @@ class Chat:
         yield from pieces(self._decoder, prompt, detokenizer, self._settings, self.stats, new)
         self.messages = [*messages, {"role": "assistant", "content": detokenizer.text(new)}]
 
-    def _render(self, messages: list[Message]) -> str:
-        import jinja2
 
-        tokens = {name: _content(self._encoder.config.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **tokens)
-        except jinja2.TemplateError as error:  # raise_exception of the template among them
-            raise InputError(f"the chat template refuses this dialogue: {_line(error)}") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise PackageError(f"the chat template of {self.session.package.path} fails: {_line(error)}") from None
+def render(encoder: TextEncoder, compiled: Any, messages: Sequence[Message]) -> str:
+    """The dialogue as the `compiled` template writes it, up to the next answer.
+
+    Raises InputError when the template refuses it and PackageError when the template itself fails.
+    """
+    import jinja2
+
+    tokens = {name: _content(encoder.config.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+    try:
+        return compiled.render(messages=messages, add_generation_prompt=True, **tokens)
+    except jinja2.TemplateError as error:  # raise_exception of the template among them
+        raise InputError(f"the chat template refuses this dialogue: {_line(error)}") from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        raise PackageError(f"the chat template of {encoder.session.package.path} fails: {_line(error)}") from None
 
 
 def template(encoder: TextEncoder) -> Any:

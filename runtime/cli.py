@@ -16,6 +16,7 @@ from rich.table import Table
 
 from isoformer.runtime import attention_map, demo, gates, tasks, verify_command
 from isoformer.runtime import bench as benchmark
+from isoformer.runtime.batch import command as batch_command
 from isoformer.runtime.chat import Chat
 from isoformer.runtime.console import err, out
 from isoformer.runtime.console import export_half as _export_half
@@ -23,9 +24,11 @@ from isoformer.runtime.console import print_matrix as _print_matrix
 from isoformer.runtime.console import progress as _progress
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
 from isoformer.runtime.generation import Settings, Stats
+from isoformer.runtime.options import PackagePath, Precision, Provider, Threads, precision_name
 from isoformer.runtime.package import MODEL, Package, TensorSpec, load
 from isoformer.runtime.providers import ProviderName
-from isoformer.runtime.session import Graphs, Session
+from isoformer.runtime.serve import command as serve_command
+from isoformer.runtime.session import Graphs, Session, open_fastest
 from isoformer.runtime.tasks import generate
 
 app = typer.Typer(
@@ -35,10 +38,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command("batch")(batch_command.batch)
+app.command("serve")(serve_command.serve)
 
-PackagePath = Annotated[Path, typer.Argument(metavar="PACKAGE", help="a package folder")]
-Provider = Annotated[ProviderName, typer.Option(help="execution provider; never falls back to another")]
-Threads = Annotated[int | None, typer.Option(help="threads of one operator (default: one a core)")]
 VALUES = {
     "mask": "0 and 1",
     "lengths": "lengths",
@@ -59,10 +61,6 @@ Seed = Annotated[int | None, typer.Option(help="generate: of the draws; by defau
 Stop = Annotated[list[str] | None, typer.Option(help="generate: a string that ends the text (again for more)")]
 ShowStats = Annotated[bool, typer.Option("--stats", help="generate: tokens and times on standard error")]
 CHAT_TOKENS = 512
-Precision = Annotated[
-    str | None, typer.Option(help="fp32, bf16 (openvino), int8 or int4, if PACKAGE has it; default: its own choice")
-]
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 
 
 def main() -> None:
@@ -112,7 +110,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="replace the package at OUTPUT")] = False,
 ) -> None:
     """Write MODEL to OUTPUT as a package, verified against PyTorch in float64."""
-    chosen = _precision(precision)
+    chosen = precision_name(precision)
     for name, given in (("--text", text), ("--sound", sound)):
         if given is not None and chosen == "float32":
             raise InputError(f"{name} {given} is for the quality gate of int8 and int4")
@@ -257,18 +255,10 @@ def serve_demo(
         server.serve_forever()
 
 
-def _precision(name: str) -> str:
-    if name not in PRECISIONS and name not in PRECISIONS.values():
-        raise InputError(f"precision {name!r} is not one of {', '.join(PRECISIONS)}")
-    return PRECISIONS.get(name, name)
-
-
 def _fastest(package: Package, provider: ProviderName, precision: str | None, threads: int | None) -> Session | Graphs:
     """The package's fastest graph, or its graphs where there are several."""
-    chosen = None if precision is None else _precision(precision)
-    if package.parts:
-        return Graphs(package, provider, precision=chosen, threads=threads)
-    return Session.fastest(package, provider, precision=chosen, threads=threads)
+    chosen = None if precision is None else precision_name(precision)
+    return open_fastest(package, provider, precision=chosen, threads=threads)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -526,7 +516,7 @@ def bench(
 
 def _to_measure(part: Package, provider: ProviderName, precision: str | None, threads: int | None) -> Session:
     """The canonical graph's session, or that of the provider's own or of a precision."""
-    chosen = None if precision is None else _precision(precision)
+    chosen = None if precision is None else precision_name(precision)
     variant = part.fastest(provider, chosen) if chosen or provider != "cpu" else None
     return Session(part, provider, threads=threads, variant=variant)
 

@@ -11,6 +11,11 @@ NEEDED = {
     "soxr": ("sound of another rate needs soxr", "audio"),
     "PIL": ("pictures need Pillow", "image"),
     "av": ("video needs PyAV", "video"),
+    "pyarrow": ("Parquet needs pyarrow", "batch"),
+    "ray": ("--engine ray needs Ray", "ray"),
+    "starlette": ("the server needs Starlette", "serve"),
+    "uvicorn": ("the server needs uvicorn", "serve"),
+    "prometheus_client": ("the server needs prometheus_client", "serve"),
 }
 
 

@@ -87,7 +87,7 @@ def described(package: Package) -> dict[tuple[str, str | None, str], str]:
     for graph, part in package.graphs.items():
         own = part.manifest.get("golden_cases", {})
         for variant, entry in ((None, part.manifest), *part.variants.items()):
-            cases = own if variant is None or "golden" not in entry else entry.get("golden_cases", {})
+            cases = own | entry.get("golden_cases", {})
             found |= {(graph, variant, case): what for case, what in cases.items()}
     return found
 
@@ -97,16 +97,22 @@ def label_of(package: Package, runtime: str) -> str:
     return runtime if package.graph == MODEL else f"{package.graph}, {runtime}"
 
 
-def replayable(package: Package, wanted: Iterable[str] = ()) -> dict[str | None, dict[str, dict[str, float]]]:
+def replayable(
+    package: Package, wanted: Iterable[str] = (), runtime: str = "ort"
+) -> dict[str | None, dict[str, dict[str, float]]]:
     """The files of a graph that have golden vectors: variant (None: canonical) → data set → output → bound.
 
-    wanted: the variants alone that are asked for, CANONICAL among them.
+    wanted: the variants alone that are asked for, CANONICAL among them. runtime: OpenVINO has variants of its own, in
+    the float32 that its runner asks for; those of other providers are for nobody else.
     """
     golden = package.manifest["golden"]
     found: dict[str | None, dict[str, dict[str, float]]] = {
         None: {case: {name: one["bound"] for name, one in outputs.items()} for case, outputs in golden.items()}
     }
     for name, variant in package.variants.items():
+        own = runtime == "openvino" and (variant["provider"], variant["precision"]) == ("openvino", "float32")
+        if variant["provider"] != "cpu" and not own:
+            continue
         if "golden" in variant:
             found[name] = {
                 case: {output: one["bound"] for output, one in outputs.items()}

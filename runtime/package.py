@@ -247,9 +247,9 @@ def _check_records(file: Path, manifest: dict[str, Any], signature: Signature) -
             for case in variant["decoding"].values():
                 float(case["bound"])
             for case in variant.get("golden", {}).values():
-                for output in case.values():
-                    tuple(output["shape"])
-                    float(output["bound"])
+                for record in case.values():
+                    tuple(record["shape"])
+                    float(record["bound"])
             if not variant["decoding"] or "tolerances" in variant:  # something holds every variant
                 for spec in signature.outputs:
                     float(variant["tolerances"][spec.name]["absolute"])

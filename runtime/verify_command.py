@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,7 +127,9 @@ def _lanes(
 ) -> Iterator[tuple[Lane, list[Comparison], Samples]]:
     """The lanes of one runtime; "reference?" leaves the reference evaluator out where it is not installed."""
     if name not in ("ort", "reference", "reference?"):
-        total = sum(len(cases) for part in package.graphs.values() for cases in replayable(part, variants).values())
+        total = sum(
+            len(cases) for part in package.graphs.values() for cases in replayable(part, variants, name).values()
+        )
         advance = counter(show, name, total)
         yield from programs.run(name, package, variants, programs.say, advance)
         return
@@ -147,9 +150,9 @@ def _here(
 ) -> Iterator[tuple[Lane, list[Comparison], Samples]]:
     """The canonical graph and the variants for the provider, in this Python's onnxruntime."""
     version = onnxruntime_module().__version__
-    held = [name for name, one in part.variants.items() if one["provider"] == provider]
-    canonical = () if provider == "openvino" and held else (None,)  # the canonical graph is not for it
-    for variant in (*canonical, *held):
+    own = [name for name, entry in part.variants.items() if entry["provider"] == provider]
+    # OpenVINO's provider is for the graphs that were made for it, where there are any.
+    for variant in own if own and provider == "openvino" else [None, *own]:
         if variants and (variant or CANONICAL) not in variants:
             continue
         records = part.manifest if variant is None else part.variant(variant)
@@ -199,11 +202,9 @@ def _reference(part: Package, seed: int, show: Any, *, quiet: bool) -> Iterator[
         raise programs.MissingError(str(error)) from None
     if quiet and reference.NAME not in part.manifest["parity"]:
         return  # it could not run the graph at export either; the manifest's notes say why
-    import onnx
-
     label = label_of(part, reference.NAME)
     lane = Lane(
-        label, "reference", onnx.__version__, "numpy", part.manifest["precision"], part.graph, asked="reference"
+        label, "reference", installed("onnx"), "numpy", part.manifest["precision"], part.graph, asked="reference"
     )
     samples: Samples = {}
     advance = counter(show, label, len(part.manifest["golden"]) + len(part.manifest["grid"]))

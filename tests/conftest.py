@@ -122,6 +122,25 @@ def export_encoder(path: Path, opset: int = 23, **changes) -> Path:
     return export(encoder.Model(config), encoder.signature(config), path, task=encoder.task(config), opset=opset).path
 
 
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, task embed, at most 64 tokens, about one a character."""
+    from tests.runtime.conftest import byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("embedder")
+    tokenizer = byte_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = dataclasses.replace(encoder.TINY, vocab_size=tokenizer.get_vocab_size())
+    torch.manual_seed(5)
+    return export_small(
+        encoder.Model(config),
+        encoder.signature(config),
+        folder / "package",
+        task=encoder.task(config),
+        files=[folder / "tokenizer.json"],
+    ).path
+
+
 @pytest.fixture
 def copy_package(tiny_package: Path, tmp_path: Path) -> Callable[..., Path]:
     """A function that copies the tiny package, to be broken."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isoformer.runtime.errors import InputError, IsoformerError
-from isoformer.runtime.lanes import Lane, Samples, label_of, replayable
+from isoformer.runtime.lanes import CANONICAL, Lane, Samples, label_of, replayable
 from isoformer.runtime.package import Package
 from isoformer.runtime.parity import Comparison
 from isoformer.runtime.runners import compiled, environments
@@ -86,11 +86,12 @@ def run(
     expected = {
         (graph, variant): cases
         for graph, part in package.graphs.items()
-        for variant, cases in replayable(part, variants).items()
+        for variant, cases in replayable(part, variants, name).items()
     }
     if not expected:
         raise InputError(f"{package.path} has no vectors for {', '.join(variants)}")
-    arguments = [str(package.path.absolute()), *(word for variant in variants for word in ("--variant", variant))]
+    named = dict.fromkeys(variant or CANONICAL for _, variant in expected)
+    arguments = [str(package.path.absolute()), *(word for one in named for word in ("--variant", one))]
     lines = _lines(name, [*command(name, said), *arguments], advance)
     for (graph, variant), cases in expected.items():
         mine = [line for line in lines if (line.get("graph"), line.get("variant")) == (graph, variant)]

@@ -71,6 +71,16 @@ def test_float32_stands_on_the_disk_once(package):
     assert (package / "variants/cpu-float32/model.onnx").stat().st_size < weights / 2
 
 
+def test_weights_in_few_bits_stand_beside_their_graph(package):
+    """Where ONNX Runtime maps them; they are held to their digest, and a residual and its norm are one operator."""
+    name = load(package).fastest("cpu")
+    file = f"variants/{name}/model.onnx_data"
+    assert file in load(package).manifest["files"]
+    tables = CONFIG.vocab_size * CONFIG.hidden_size
+    assert (package / file).stat().st_size > tables
+    assert load(package).variant(str(name))["operators"]["com.microsoft::SkipSimplifiedLayerNormalization"] == 3
+
+
 def test_the_fastest_is_what_the_package_was_exported_for(package):
     loaded = load(package)
     assert loaded.fastest("cpu") == f"cpu-{package.name}"

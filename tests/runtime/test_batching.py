@@ -131,7 +131,7 @@ def test_left_padding_stays_where_it_changes_the_positions(tmp_path: Path) -> No
 
 def test_wrong_inputs_are_refused_as_ever(session: Session) -> None:
     inputs = inputs_of(np.ones((2, 3), bool))
-    with pytest.raises(InputError, match="attention_mask"):
-        batching.run(session, {name: array for name, array in inputs.items() if name != "attention_mask"})
+    with pytest.raises(InputError, match="input_ids is missing"):
+        batching.run(session, {name: array for name, array in inputs.items() if name != "input_ids"})
     with pytest.raises(InputError, match="no output"):
         batching.run(session, inputs, ["nothing"])
