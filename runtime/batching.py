@@ -65,9 +65,9 @@ def plan(
     # Sorted sequences are cut into runs: a group that skipped one could exchange it and would be no dearer.
     best, start = [0.0] + [np.inf] * count, [0] * (count + 1)
     for end in range(1, count + 1):
-        for begin in range(max(0, end - most_rows), end):
+        for begin in range(end - 1, max(0, end - most_rows) - 1, -1):
             total = best[begin] + cost(end - begin, widths[end - 1])
-            if total < best[end]:
+            if total < best[end] * (1 - 1e-12):  # not by rounding alone: of equals the last group is the small one
                 best[end], start[end] = total, begin
     groups, end = [], count
     while end:
@@ -97,6 +97,8 @@ def run(
     size = _size(signature, feeds, axis)
     begins, ends = _real(key, feeds[key.name], size, "left" in signature.padding)
     groups = plan(np.maximum(ends - begins, signature.axes[axis][0]), cost or cost_on(session.provider))
+    if len(groups) == 1 and (ends - begins).max(initial=0) == size:
+        return session.run(inputs, outputs)
     found: Arrays = {}
     for group in groups:
         width = max(int((ends - begins)[group].max()), signature.axes[axis][0])
