@@ -128,12 +128,12 @@ types: install
 bench: install assets
 	$(BIN)/python -m benchmarks.latency
 
-# Goes on where it stopped; needs a demo/minilm (make demo) and makes the peers' environments below .peers/.
-bench-peers: install assets demo/minilm/isoformer.json
+# Goes on where it stopped; makes the peers' environments below .peers/.
+bench-peers: install assets $(OPENVINO)/.installed demo/minilm-all/isoformer.json
 	$(BIN)/python -m benchmarks.peers --picture docs/images/peers.png
 
-demo/minilm/isoformer.json: | $(STAMP) .assets/.installed
-	$(BIN)/isoformer export -m $(MINILM) demo/minilm
+demo/minilm-all/isoformer.json: | $(STAMP) .assets/.installed
+	$(BIN)/isoformer export -m $(MINILM) demo/minilm-all --precision int8 --provider openvino
 
 conformance: install
 	$(BIN)/python -m tests.conformance

@@ -30,7 +30,7 @@ from benchmarks.latency import CHECKPOINT, ROOT, environment
 from benchmarks.peers import inputs, records
 from benchmarks.peers.convert import FORMS, NEEDS
 from benchmarks.peers.engines import ANCHOR, PEERS, Engine, ours
-from benchmarks.peers.environments import made, python, versions
+from benchmarks.peers.environments import OURS_OPENVINO, made, python, versions
 from benchmarks.peers.inputs import Shape
 from benchmarks.turns import take_turns
 from isoformer.runtime.package import load
@@ -38,7 +38,8 @@ from isoformer.runtime.package import load
 FOLDER = ROOT / ".peers"
 RESULTS = ROOT / "benchmarks/results/peers.jsonl"
 NOTED = {
-    None: ("isoformer", "torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnxruntime-ep-openvino", "numpy"),
+    None: ("isoformer", "torch", "transformers", "onnxruntime-gpu", "onnxruntime", "numpy"),
+    OURS_OPENVINO: ("isoformer", "onnxruntime", "onnxruntime-ep-openvino"),
     "optimum": ("optimum", "optimum-onnx", "transformers", "torch", "onnxruntime"),
     "openvino": ("openvino", "nncf"),
     "ctranslate2": ("ctranslate2", "transformers"),
@@ -212,7 +213,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--package", type=Path, default=ROOT / "demo/minilm", help="MiniLM's package (make demo)")
+    parser.add_argument("--package", type=Path, default=ROOT / "demo/minilm-all", help="MiniLM's package")
     parser.add_argument("--engines", default="", help="names with commas; all by default")
     parser.add_argument("--shapes", default="", help="batch×length×real tokens as 8x128x697, with commas")
     parser.add_argument("--turns", type=int, default=10)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from benchmarks.peers.environments import OURS_OPENVINO
 from isoformer.runtime.package import Package
 
 FP32, BF16, INT8 = "float32", "bfloat16", "int8"
@@ -80,8 +81,10 @@ def ours(package: Package) -> list[Engine]:
             continue
         linear, attention = _precisions(variant["precision"])
         options = (variant["provider"], name)
-        label = f"isoformer {name}"
-        found.append(Engine(f"isoformer-{name}", label, "isoformer", path, options, None, linear, attention, True))
+        label, environment = f"isoformer {name}", OURS_OPENVINO if variant["provider"] == "openvino" else None
+        found.append(
+            Engine(f"isoformer-{name}", label, "isoformer", path, options, environment, linear, attention, True)
+        )
     return found
 
 

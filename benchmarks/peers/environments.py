@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent
+OURS_OPENVINO = "isoformer-openvino"  # ours with ONNX Runtime's plugin, which the Makefile makes
+_OPENVINO = REQUIREMENTS.parents[1] / ".venv-openvino"
 VERSIONS = "import importlib.metadata as m; print(*{f'{d.name}=={d.version}' for d in m.distributions()}, sep='\\n')"
 
 
@@ -17,6 +19,10 @@ def python(folder: Path, name: str | None) -> Path:
     """
     if name is None:
         return Path(sys.executable)
+    if name == OURS_OPENVINO:
+        if not made(folder, name):
+            raise RuntimeError("its environment is not there: make .venv-openvino/.installed")
+        return _OPENVINO / "bin/python"
     requirements, target = REQUIREMENTS / f"{name}.txt", folder / name
     found = target / "bin/python"
     if made(folder, name):
@@ -30,6 +36,8 @@ def python(folder: Path, name: str | None) -> Path:
 
 def made(folder: Path, name: str | None) -> bool:
     """Whether the environment is there whole, from the requirements as they are now."""
+    if name == OURS_OPENVINO:
+        return (_OPENVINO / ".installed").exists()
     return name is None or _stamp(folder, name).exists()
 
 

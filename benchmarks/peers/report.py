@@ -76,7 +76,9 @@ def page(results: Results) -> str:
         _introduction(results),
         "<h2>Five shapes</h2>",
         "<p>Medians in milliseconds; small: first and third quartile over the turns. In brackets how many times faster "
-        "than the fastest peer of its class at that shape. Bold: the fastest of its class.</p>",
+        "than the fastest peer of its class at that shape. Bold: the fastest of its class. "
+        f"{tables.MARK} the engine's threads waited for a processor for more than half of the time: others worked, "
+        "and the engine hands its processor to them while it waits for its own threads; it may be faster alone.</p>",
         _latencies(results, tables.MAIN),
         *(_figure(results, name) for name in plots.PLOTS),
         "<h2>Accuracy</h2>",
@@ -133,7 +135,7 @@ def _latency(results: Results, engine: str, shape: str, best: str) -> str:
     row = results.rows.get((engine, shape))
     if row is None:
         return "<td>–</td>"
-    text = tables.number(row["median_ms"])
+    text = tables.milliseconds(row)
     text = f"<b>{text}</b>" if engine == best else text
     ratio = tables.beside_best(results, row) if row["ours"] else None
     text += f" ({ratio[1]:.2f}×)" if ratio else ""
@@ -208,4 +210,4 @@ def show(results: Results, console: Console) -> None:
 def _shown(results: Results, row: dict) -> str:
     ratio = tables.beside_best(results, row) if row["ours"] else None
     beside = f" ({ratio[1]:.2f})" if ratio else ""
-    return f"{tables.number(row['median_ms'])}{beside} {results.share(row):.0%}"
+    return f"{tables.milliseconds(row)}{beside} {results.share(row):.0%}"

@@ -11,6 +11,9 @@ MAIN = tuple(inputs.name(shape) for shape in SHAPES)
 EXACT, LOWER = "float32", "lower precision"
 CLASSES = (EXACT, LOWER)
 OPTIMUM = ("optimum", "optimum-O1", "optimum-O2", "optimum-O3")
+# Threads that waited for a processor for more than half of the time (all threads' waits added up): the time says more
+# about what else ran on the machine than about the engine.
+DISTURBED, MARK = 0.5, "†"
 BEST_OPTIMUM = "Optimum, best graph"  # of its export and of O1 to O3
 
 
@@ -100,6 +103,11 @@ def markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
+def milliseconds(row: Row) -> str:
+    """The median, marked where it was disturbed."""
+    return number(row["median_ms"]) + (MARK if row["waited"] > DISTURBED else "")
+
+
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -109,7 +117,7 @@ def _cell(results: Results, names: Sequence[str], shape: str) -> str:
     if row is None:
         return "–"
     ratio = beside_best(results, row) if row["ours"] else None
-    return number(row["median_ms"]) + (f" ({ratio[1]:.2f})" if ratio else "")
+    return milliseconds(row) + (f" ({ratio[1]:.2f})" if ratio else "")
 
 
 def number(value: Any) -> str:

@@ -201,6 +201,14 @@ def test_the_readme_table_has_the_ratio_of_ours_to_the_best_peer():
     assert any(line.startswith("| CTranslate2 int8 |") for line in lines)
 
 
+def test_a_time_is_marked_where_threads_waited_for_a_processor():
+    found = turns(1.0, 2.0, 3.0)
+    calm = records.measurement(OURS, (1, 16, 16), found, turns(4.0, 4.0, 4.0))
+    assert tables.milliseconds(calm) == "2.00"
+    busy = records.measurement(OURS, (1, 16, 16), [turn | {"waited": 0.75} for turn in found], turns(4.0, 4.0, 4.0))
+    assert tables.milliseconds(busy) == "2.00†"
+
+
 @pytest.mark.parametrize("engine", PEERS, ids=lambda engine: engine.name)
 def test_every_peer_names_an_environment_with_pinned_versions(engine):
     if engine.environment is not None:
