@@ -78,8 +78,8 @@ def page(results: Results) -> str:
         "<p>Medians in milliseconds; small: first and third quartile over the turns. In brackets how many times faster "
         "than the fastest peer of its class at that shape. Bold: the fastest of its class. "
         f"{tables.MARK}, in plots a hollow marker: the engine's threads waited for a processor for more than half "
-        "of the time. Others were at work, and some engines hand the processor to them while they wait for threads of their "
-        "own; such an engine may be much faster alone.</p>",
+        "of the time. Others were at work, and some engines hand the processor to them while they wait for "
+        "threads of their own; such an engine may be much faster alone.</p>",
         _latencies(results, tables.MAIN),
         *(_figure(results, name) for name in plots.PLOTS),
         "<h2>Accuracy</h2>",

@@ -8,7 +8,7 @@ import { nodeEngine } from "../../runtime/js/index.js";
 import { Random } from "../../runtime/js/src/random.js";
 import { EXACT, productsSaturate } from "../../runtime/js/src/saturation.js";
 import { Tokenizer } from "../../runtime/js/src/tokenizer.js";
-import { continued, embedded, furthest } from "./answers.js";
+import { agreeing, continued, embedded, furthest } from "./answers.js";
 import { FOLDER, VECTORS, cases } from "./vectors.js";
 
 for (const [name, texts] of Object.entries(VECTORS.tokenizers)) {
@@ -60,3 +60,9 @@ for (const precision of Object.keys(VECTORS.generate)) {
     chosen.forEach(({ name, tokens }, place) => assert.deepEqual(found[place], tokens, `${name}, case ${place}`));
   });
 }
+
+test("likeliest tokens: int8 as often float32's as the gate asks", { timeout: 900_000 }, async (context) => {
+  const [same, all] = await agreeing(await nodeEngine(), VECTORS.package, "int8", cases("float32", "greedy"));
+  context.diagnostic(`${same} of ${all} likeliest tokens are float32's`);
+  assert.ok(all > 200 && same / all >= 0.85, `${same} of ${all}`);
+});
