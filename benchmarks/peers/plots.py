@@ -26,6 +26,7 @@ COLOURS = {
 }
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
 GATE = 0.002  # 1 − mean cosine that a lower precision may have
+NOTE = "threads waited for a processor more than half of the time, since others were at work on the machine"
 Style = dict[str, Any]
 
 
@@ -68,6 +69,9 @@ def _draw(axis: Axes, results: Results, which: str, shapes: list[str], x: str) -
         ours = rows[0]["ours"]
         style = look[rows[0]["engine"]] | {"lw": 2.6 if ours else 1.3, "ms": 6 if ours else 4.5, "zorder": 3 + ours}
         axis.plot([row[x] for row in rows], [row["median_ms"] for row in rows], label=label, **style)
+        disturbed = [row for row in rows if tables.disturbed(row)]
+        hollow = style | {"ls": "", "mfc": "white", "zorder": 5}
+        axis.plot([row[x] for row in disturbed], [row["median_ms"] for row in disturbed], **hollow)
         low, high = ([row["quartiles_ms"][side] for row in rows] for side in (0, 1))
         axis.fill_between([row[x] for row in rows], low, high, color=style["color"], alpha=0.12, lw=0)
     axis.set_title(which)
@@ -134,9 +138,11 @@ def accuracy(results: Results, narrow: bool = False) -> Figure:
             continue
         style = {"color": look[engine]["color"], "marker": look[engine]["marker"], "ls": ""}
         size = 11 if row["ours"] else 7
-        edge = "black" if row["ours"] else "none"
+        rows = [results.rows[engine, shape] for shape in tables.MAIN]
+        fill = "white" if any(map(tables.disturbed, rows)) else look[engine]["color"]
+        edge = "black" if row["ours"] else look[engine]["color"]
         distance = max(row["mean_distance"], 1e-16)
-        axis.plot([speed], [distance], label=row["label"], ms=size, markeredgecolor=edge, **style)
+        axis.plot([speed], [distance], label=row["label"], ms=size, mec=edge, mfc=fill, **style)
     axis.axhline(GATE, color="#666666", lw=1, ls="--")
     axis.annotate(
         "limit of a lower precision: mean cosine 0.998",
@@ -213,6 +219,8 @@ def svg(results: Results, name: str, narrow: bool) -> str:
 
 
 def picture(results: Results, path: Path) -> None:
-    """The README's PNG: latency against length and against real tokens, a class of precision each row."""
+    """The README's PNG: latency against length."""
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10}):
-        by_length(results).savefig(path, dpi=110)
+        made = by_length(results)
+        made.supxlabel(f"hollow: {NOTE}", fontsize=8)
+        made.savefig(path, dpi=110)

@@ -77,8 +77,9 @@ def page(results: Results) -> str:
         "<h2>Five shapes</h2>",
         "<p>Medians in milliseconds; small: first and third quartile over the turns. In brackets how many times faster "
         "than the fastest peer of its class at that shape. Bold: the fastest of its class. "
-        f"{tables.MARK} the engine's threads waited for a processor for more than half of the time: others worked, "
-        "and the engine hands its processor to them while it waits for its own threads; it may be faster alone.</p>",
+        f"{tables.MARK}, in plots a hollow marker: the engine's threads waited for a processor for more than half "
+        "of the time. Others were at work, and some engines hand the processor to them while they wait for "
+        "threads of their own; such an engine may be much faster alone.</p>",
         _latencies(results, tables.MAIN),
         *(_figure(results, name) for name in plots.PLOTS),
         "<h2>Accuracy</h2>",

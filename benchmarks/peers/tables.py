@@ -103,9 +103,14 @@ def markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
+def disturbed(row: Row) -> bool:
+    """Whether other work on the machine had too much of a share in the time."""
+    return row["waited"] > DISTURBED
+
+
 def milliseconds(row: Row) -> str:
     """The median, marked where it was disturbed."""
-    return number(row["median_ms"]) + (MARK if row["waited"] > DISTURBED else "")
+    return number(row["median_ms"]) + (MARK if disturbed(row) else "")
 
 
 def _line(cells: Sequence[str]) -> str:
