@@ -14,6 +14,7 @@ from isoformer.runtime.tasks.generate import encode, pieces, with_eos
 from isoformer.runtime.text import TextEncoder, text_encoder
 
 Message = dict[str, str]
+FILE = "chat_template.jinja"
 
 
 class Chat:
@@ -86,13 +87,13 @@ def template(encoder: TextEncoder) -> Any:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    path = encoder.session.package.path
-    file = path / "chat_template.jinja"
-    if file.is_file():
+    package = encoder.session.package
+    path = package.path
+    if package.has(FILE):
         try:
-            source: Any = file.read_text(encoding="utf-8")
+            source: Any = package.file(FILE).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise PackageError(f"{file} cannot be read: {error}") from None
+            raise PackageError(f"{path / FILE} cannot be read: {error}") from None
     else:
         source = encoder.config.get("chat_template")
         if isinstance(source, list):

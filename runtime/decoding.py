@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isoformer.runtime import npz
 from isoformer.runtime.binding import Decoder
 from isoformer.runtime.errors import IsoformerError, PackageError
-from isoformer.runtime.package import Package
+from isoformer.runtime.package import MANIFEST, Package
 from isoformer.runtime.parity import Comparison, compare, sample_indices
 from isoformer.runtime.session import Session
 
@@ -82,9 +83,8 @@ def verify(package: Package, session: Session, runtime: str) -> Iterator[Compari
     """Every case that the package carries, through the session's graph. Raises PackageError for a broken file."""
     recorded = package.manifest["decoding"] if session.variant is None else package.variant(session.variant)["decoding"]
     decoder = Decoder(session)
-    try:
-        with np.load(package.path / FILE, allow_pickle=False) as arrays:
-            for case in cases(decoder.limit):
-                yield compared(runtime, decoder, case, arrays[case.name], recorded[case.name]["bound"])
-    except (OSError, KeyError, ValueError) as error:
-        raise PackageError(f"{package.path / FILE} cannot be read: {error}") from None
+    with npz.read(package.file(FILE)) as arrays:
+        for case in cases(decoder.limit):
+            if case.name not in recorded:
+                raise PackageError(f"{package.path} is broken: {MANIFEST} has no bound of the decoding {case.name}")
+            yield compared(runtime, decoder, case, arrays[case.name], recorded[case.name]["bound"])

@@ -1,11 +1,11 @@
 """Token ids to text while they come: no broken characters, nothing of a stop string."""
 
-import json
 from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
 
-from isoformer.runtime.errors import InputError
+from isoformer.runtime.errors import InputError, PackageError
+from isoformer.runtime.forms import read_object, shown
 from isoformer.runtime.package import Package
 from isoformer.runtime.text import TextEncoder
 
@@ -53,13 +53,16 @@ class Detokenizer:
 
 
 def eos_tokens(package: Package, encoder: TextEncoder) -> tuple[int, ...]:
-    """The tokens that end a text: of generation_config.json, else config.json, else the tokenizer's own."""
+    """The tokens that end a text: of generation_config.json, else config.json, else the tokenizer's own.
+
+    Raises PackageError where they are no ids.
+    """
     for name in ("generation_config.json", "config.json"):
-        try:
-            found = json.loads((package.path / name).read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError):
-            continue  # the package may have been made without it
+        found = read_object(package.file(name)).get("eos_token_id") if package.has(name) else None
         if found is not None:
-            return tuple(found) if isinstance(found, list) else (found,)
+            ids = found if isinstance(found, list) else [found]
+            if not all(type(token) is int for token in ids):
+                raise PackageError(f"{package.path / name}: eos_token_id is {shown(found)}, where ids belong")
+            return tuple(ids)
     own = encoder.special("eos", ())
     return () if own is None else (own,)

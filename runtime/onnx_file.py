@@ -19,7 +19,8 @@ DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool"
 
 # The messages in which nodes and tensors stand: kind → {field number: kind of the message in it}
 CHILDREN = {
-    "model": {7: "graph", 25: "function"},
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "function": {7: "node", 11: "attribute"},
     "node": {5: "attribute"},
@@ -29,6 +30,9 @@ CHILDREN = {
     "external": {},
 }
 MAX_DEPTH = 64
+MAX_AXES = 32
+MAX_NODES = 200_000  # of a file; a decoder of 30 layers has 2,000
+MAX_FIELDS = 3_000_000  # of a file: what there is to read of nodes, attributes and tensors, without their data
 
 
 def read_tensor(path: Path) -> np.ndarray:
@@ -40,7 +44,9 @@ def read_tensor(path: Path) -> np.ndarray:
     data_type, raw = 0, memoryview(b"")
     for number, value in _fields(memoryview(path.read_bytes()), path):
         if number == 1:
-            dims += [value] if isinstance(value, int) else _packed(value, path)
+            dims += [value] if isinstance(value, int) else _packed(value[: 10 * MAX_AXES + 1], path)
+            if len(dims) > MAX_AXES:
+                raise PackageError(f"{path} holds a tensor of more than {MAX_AXES} axes")
         elif number == 2 and isinstance(value, int):
             data_type = value
         elif number == 9 and isinstance(value, memoryview):
@@ -58,8 +64,14 @@ def read_tensor(path: Path) -> np.ndarray:
 
 def external_files(path: Path) -> set[str]:
     """The locations of all external data that the model refers to, as written in it."""
-    entries = (dict(_fields(message, path)) for kind, message in _walk(path) if kind == "external")
-    return {_text(entry.get(2)) for entry in entries if _text(entry.get(1)) == "location"}
+    found = set()
+    for kind, message in _walk(path):
+        if kind == "external":
+            # A field of another wire type is unknown to protobuf, so the text before it holds.
+            entry = {number: value for number, value in _fields(message, path) if isinstance(value, memoryview)}
+            if _text(entry.get(1)) == "location":
+                found.add(_text(entry.get(2)))
+    return found
 
 
 def operators(path: Path) -> Counter[str]:
@@ -143,10 +155,17 @@ def _walk(path: Path) -> Iterator[tuple[str, memoryview]]:
         # Freed with the last view into it: closing it here would pull it from under those.
         whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     stack = [("model", whole, 0)]
+    read, seen = 0, 0
     while stack:
         kind, message, depth = stack.pop()
         yield kind, message
+        seen += kind == "node"
+        if seen > MAX_NODES:
+            raise PackageError(f"{path} has more than {MAX_NODES:,} nodes")
         for number, value in _fields(message, path):
+            read += 1
+            if read > MAX_FIELDS:
+                raise PackageError(f"{path} has more than {MAX_FIELDS:,} fields")
             child = CHILDREN[kind].get(number)
             if child and isinstance(value, memoryview):
                 if depth == MAX_DEPTH:
@@ -160,6 +179,8 @@ def _fields(message: memoryview, path: Path) -> Iterator[tuple[int, int | memory
     while at < end:
         key, at = _varint(message, at, path)
         wire = key & 7
+        if not 8 <= key < 1 << 32:  # protobuf reads 32 bits of it, and so another field than is written here
+            raise PackageError(f"{path} is not an ONNX file (there is no field {key >> 3})")
         if wire == 0:
             value, at = _varint(message, at, path)
             yield key >> 3, value

@@ -1,8 +1,8 @@
 """Packages as the runtime reads them: one folder, one manifest, every file under its digest."""
 
 import hashlib
-import json
 import math
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from isoformer.runtime import manifest as forms
+from isoformer.runtime import task_settings
 from isoformer.runtime.errors import PackageError
+from isoformer.runtime.forms import FormError, one_line, read_json, shown
 from isoformer.runtime.onnx_file import external_files, read_tensor
 
 MANIFEST = "isoformer.json"
@@ -19,6 +22,8 @@ MODEL = "model"  # the graph of a package that has one alone
 REQUIRED = {"files", "name", "task", "versions"}
 REQUIRED_OF_GRAPH = {"golden", "grid", "operators", "opset", "parameters", "parity", "precision"}
 REQUIRED_OF_GRAPH |= {"signature", "tolerances"}
+MAX_GRAPHS = 100
+MAX_ENTRIES = 100_000  # files and folders below the package's
 SCHEMA = 1
 VARIANTS = "variants"
 
@@ -114,9 +119,33 @@ class Package:
         return self.path / f"{self.graph}.onnx"
 
     @property
-    def records(self) -> Path:
-        """The folder of the graph's golden vectors and its grid."""
-        return self.path if self.graph == MODEL else self.path / self.graph
+    def files(self) -> Collection[str]:
+        """The files that the manifest lists; of a package that is being written, those that are there."""
+        if "files" in self.manifest:
+            return self.manifest["files"]
+        return {file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file()}
+
+    def has(self, name: str) -> bool:
+        """Whether the package has a file of that name."""
+        return name in self.files
+
+    def file(self, name: str) -> Path:
+        """Where a file of the package lies. What the manifest does not list is under no digest, and is not opened.
+
+        Raises PackageError for such a file.
+        """
+        if not self.has(name):
+            raise PackageError(f"{self.path} is broken: {MANIFEST} does not list {name}")
+        return self.path / name
+
+    def record(self, name: str) -> Path:
+        """Where one of the files that belong to the graph lies, such as its grid; PackageError as `file`."""
+        return self.file(name if self.graph == MODEL else f"{self.graph}/{name}")
+
+    def model_file(self, variant: str | None) -> tuple[Path, Path]:
+        """The file of the canonical graph or of a variant, and the folder in which its weights are named."""
+        name = f"{self.graph}.onnx" if variant is None else self.variant(variant)["path"]
+        return self.file(name), self.path / weights_folder(name, self.files)
 
     @property
     def graphs(self) -> dict[str, "Package"]:
@@ -181,22 +210,21 @@ class Package:
         for index, spec in enumerate(specs):
             if spec.name not in wanted:
                 continue
-            file = f"{name}/{kind}_{index}.pb"
-            if file not in self.manifest["files"]:  # only what has been checked is opened
-                raise PackageError(f"{self.path} is broken: {MANIFEST} does not list {file}")
-            vectors[spec.name] = read_tensor(self.path / file)
+            vectors[spec.name] = read_tensor(self.file(f"{name}/{kind}_{index}.pb"))
         return vectors
 
 
 def load(path: str | Path) -> Package:
-    """Reads a package and checks it whole: schema version, every file's SHA-256, external data inside the folder.
+    """Reads a package and checks it whole: the manifest's form, every file's SHA-256, external data inside the folder.
 
-    Raises PackageError that names the file that is missing, altered or outside.
+    Nothing that a package holds is run or unpickled, and nothing outside its folder is opened (docs/security.md).
+    Raises PackageError that names the file that is missing, altered or outside, or the entry that is wrong.
     """
     path = Path(path)
     manifest = _read_manifest(path)
+    _refuse_links_out(path)
     for name, digest in manifest["files"].items():
-        file = path / _inside(path, name)
+        file = _inside(path, name)
         if not file.is_file():
             raise PackageError(f"{path} is broken: {name} is missing; export it again or copy it whole")
         if sha256(file) != digest:
@@ -205,57 +233,40 @@ def load(path: str | Path) -> Package:
     for name in graphs:
         if f"{name}.onnx" not in manifest["files"]:
             raise PackageError(f"{path} is broken: {MANIFEST} does not list {name}.onnx")
-    for name in manifest["files"]:
-        if name.endswith(".onnx"):
-            for location in external_files(path / name):
-                relative = _inside(path, (PurePosixPath(name).parent / location).as_posix())
-                shared = location == WEIGHTS and name.startswith(f"{VARIANTS}/") and WEIGHTS in manifest["files"]
-                if relative not in manifest["files"] and not shared:
-                    raise PackageError(f"{path}: {name} refers to {location!r}, which {MANIFEST} does not list")
+    models = [name for name in manifest["files"] if name.endswith(".onnx")]
+    if len(models) > MAX_GRAPHS:
+        raise PackageError(f"{path} has {len(models)} files of graphs; {MAX_GRAPHS} are the most")
+    for name in models:
+        _check_external(path, name, manifest["files"])
     if "graphs" not in manifest:
-        return Package(path, manifest, _checked_signature(path / MANIFEST, manifest))
+        return Package(path, manifest, Signature.read(manifest["signature"]))
     parts = {}
     for name, records in graphs.items():
         whole = {key: value for key, value in manifest.items() if key != "graphs"} | records
-        parts[name] = Package(path, whole, _checked_signature(path / MANIFEST, whole), name)
+        parts[name] = Package(path, whole, Signature.read(whole["signature"]), name)
     return Package(path, manifest, Signature((), (), {}, ()), parts=parts)
 
 
-def _checked_signature(file: Path, manifest: dict[str, Any]) -> Signature:
-    try:
-        signature = Signature.read(manifest["signature"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise PackageError(f"{file}: the signature cannot be read ({error})") from None
-    _check_records(file, manifest, signature)
-    return signature
+def weights_folder(name: str, files: Collection[str]) -> PurePosixPath:
+    """The folder, in the package, in which a graph's weights are named: its own, or of a variant without any the root.
+
+    A variant may read the weights of the package's own folder, which is not the one that it stands in.
+    """
+    own = PurePosixPath(name).parent
+    shares = name.startswith(f"{VARIANTS}/") and WEIGHTS in files and (own / WEIGHTS).as_posix() not in files
+    return PurePosixPath() if shares else own
 
 
-def _check_records(file: Path, manifest: dict[str, Any], signature: Signature) -> None:
-    """Raises PackageError unless every output has its tolerance and, in every case, its shape and bound."""
-    try:
-        for spec in signature.outputs:
-            float(manifest["tolerances"][spec.name]["absolute"])
-            for case in (*manifest["golden"].values(), *manifest["grid"].values()):
-                tuple(case[spec.name]["shape"])
-                float(case[spec.name]["bound"])
-        dict(manifest["task"] or {})
-        for name, variant in manifest.get("variants", {}).items():
-            if variant["path"] not in manifest["files"]:
-                raise ValueError(f"the file of the variant {name} is not listed")
-            if not all(isinstance(variant[key], str) for key in ("path", "provider", "precision", "cache")):
-                raise ValueError(f"the variant {name} is not described by texts")
-            for case in variant["decoding"].values():
-                float(case["bound"])
-            for case in variant.get("golden", {}).values():
-                for record in case.values():
-                    tuple(record["shape"])
-                    float(record["bound"])
-            if not variant["decoding"] or "tolerances" in variant:  # something holds every variant
-                for spec in signature.outputs:
-                    float(variant["tolerances"][spec.name]["absolute"])
-        int(manifest["parameters"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PackageError(f"{file}: its parity records or its task cannot be read ({error!r})") from None
+def _check_external(path: Path, name: str, files: Collection[str]) -> None:
+    """Raises PackageError unless every file that a graph names is listed, so that it is inside and under its digest."""
+    folder, beside = weights_folder(name, files), PurePosixPath(name).parent / WEIGHTS
+    if folder != beside.parent and (path / beside).exists():
+        raise PackageError(f"{path}: {MANIFEST} does not list {beside}, which would take the place of {WEIGHTS}")
+    for location in external_files(path / name):
+        where = (folder / location).as_posix()
+        _inside(path, where if location else "")
+        if where not in files or (folder != beside.parent and location != WEIGHTS):
+            raise PackageError(f"{path}: {name} refers to {shown(location)}, which {MANIFEST} does not list")
 
 
 def sha256(path: Path) -> str:
@@ -265,20 +276,18 @@ def sha256(path: Path) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, whose form is what the runtime relies on."""
     file = path / MANIFEST
     if not path.is_dir():
         raise PackageError(f"{path} is not a package: no such folder (make one with: isoformer export -m MODEL {path})")
-    if not file.is_file():
+    if not _inside(path, MANIFEST).is_file():
         raise PackageError(f"{path} is not a package: it has no {MANIFEST}")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PackageError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+    manifest = read_json(file)
+    if not isinstance(manifest, dict) or type(manifest.get("schema")) is not int:
         raise PackageError(f"{file} is not a manifest: it has no schema number")
     if manifest["schema"] != SCHEMA:
         raise PackageError(
-            f"{file} has schema {manifest['schema']}; this isoformer reads {SCHEMA}: install its version"
+            f"{file} has schema {shown(manifest['schema'])}; this isoformer reads {SCHEMA}: install its version"
         )
     graphs = manifest.get("graphs", {MODEL: manifest})
     if not isinstance(graphs, dict) or not graphs or not all(isinstance(records, dict) for records in graphs.values()):
@@ -288,20 +297,58 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         where = "" if records is manifest else f"{name}."
         lacking += sorted(f"{where}{key}" for key in REQUIRED_OF_GRAPH - records.keys())
     if lacking:
-        raise PackageError(f"{file} lacks {', '.join(lacking)}")
-    if not isinstance(manifest["files"], dict):
-        raise PackageError(f"{file}: `files` is not an object of names and digests")
+        raise PackageError(f"{file} lacks {shown_names(lacking)}")
+    try:
+        forms.digests(manifest["files"], "files")
+        forms.WHOLE(manifest, "")
+        task_settings.check(manifest["task"] or {})
+        for records in graphs.values():
+            forms.check_graph(records, manifest["files"])
+    except FormError as error:
+        raise PackageError(f"{file} cannot be read: {one_line(error)}") from None
     return manifest
 
 
-def _inside(path: Path, name: str) -> str:
-    """The name if it leads to a place in the folder, also after symbolic links; else PackageError."""
-    pure = PurePosixPath(name)
+def _refuse_links_out(path: Path) -> None:
+    """Raises PackageError for a symbolic link that leads out of the folder, also one that the manifest does not list.
+
+    So nothing that later opens a file below the folder, in whatever language, can be led elsewhere.
+    """
+    root, seen = path.resolve(), 0
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            seen += 1
+            if seen > MAX_ENTRIES:
+                raise PackageError(f"{path} has more than {MAX_ENTRIES:,} files and folders; a package has a few dozen")
+            entry = Path(folder, name)
+            if entry.is_symlink() and not _leads_into(entry, root):
+                raise PackageError(
+                    f"{path}: {shown(entry.relative_to(path).as_posix())} leads out of the package; it is refused"
+                )
+
+
+def _leads_into(link: Path, root: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
+def shown_names(names: Collection[str], most: int = 12) -> str:
+    """The first names, in one line."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(one_line(ValueError(name[:60])) for name in list(names)[:most]) + more
+
+
+def _inside(path: Path, name: str) -> Path:
+    """The file, if its name leads to a place in the folder, also after symbolic links; else PackageError."""
+    if why := forms.file_name(name):
+        raise PackageError(f"{path}: {shown(name)} {why}")
     try:
         target = (path / name).resolve()
         target.is_file()  # refuses what the file system cannot name
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{path}: {name[:60]!r} is not a file name ({error})") from None
-    if pure.is_absolute() or ".." in pure.parts or not target.is_relative_to(path.resolve()):
-        raise PackageError(f"{path}: {name!r} leads out of the package; it is refused")
-    return pure.as_posix()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise PackageError(f"{path}: {shown(name)} is not a file name ({one_line(error)})") from None
+    if not target.is_relative_to(path.resolve()):
+        raise PackageError(f"{path}: {shown(name)} leads out of the package; it is refused")
+    return path / name

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
-from isoformer.runtime.package import WEIGHTS, Package, TensorSpec, load
+from isoformer.runtime.package import Package, TensorSpec, load
 from isoformer.runtime.providers import ProviderName, open_session
 from isoformer.runtime.subnormals import flushed
 
@@ -276,10 +276,9 @@ def _describe(spec: TensorSpec) -> str:
 
 
 def _open(package: Package, provider: str, threads: int | None, variant: str | None) -> Any:
-    model = package.model if variant is None else package.path / package.variant(variant)["path"]
+    model, folder = package.model_file(variant)
     try:
-        # A variant may read the weights of the package's own folder, which is not the one that it stands in.
-        weights = None if variant is None or (model.parent / WEIGHTS).exists() else str(package.path.absolute())
+        weights = None if folder == model.parent else str(folder.absolute())
         precision = "float32" if variant is None else package.variant(variant)["precision"]
         return open_session(str(model), provider, threads, weights=weights, precision=precision)
     except IsoformerError:

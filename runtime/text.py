@@ -1,9 +1,7 @@
 """Text to token ids with the package's own tokenizer.json, and lists of texts to batches and back."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -11,9 +9,11 @@ from tokenizers import Encoding, Tokenizer
 from isoformer.runtime.batching import cost_on, plan
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.errors import InputError, PackageError
+from isoformer.runtime.forms import MAX_BYTES, read_object
 from isoformer.runtime.session import Session
 
 BATCH_SIZE = 32
+TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 class TextEncoder:
@@ -25,21 +25,16 @@ class TextEncoder:
 
     def __init__(self, session: Session, *, truncate: bool = False) -> None:
         package = session.package
-        file = package.path / "tokenizer.json"
-        if not file.is_file():
-            raise PackageError(f"{package.path} has no tokenizer.json, so it takes no text; feed ids through Session")
-        try:
-            self.tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises no narrower class
-            raise PackageError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+        if not package.has(TOKENIZER):
+            raise PackageError(f"{package.path} has no {TOKENIZER}, so it takes no text; feed ids through Session")
+        self.tokenizer = _read_tokenizer(package.file(TOKENIZER))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.session = session
         self.limit = session.signature.axes.get("sequence_length", (1, None))[1]
         if truncate and self.limit is not None:
             self.tokenizer.enable_truncation(self.limit)
-        config = package.path / "tokenizer_config.json"
-        self.config = _read_config(config) if config.is_file() else {}
+        self.config = read_object(package.file(CONFIG)) if package.has(CONFIG) else {}
         self.pad_id = self.special("pad", ("[PAD]", "<pad>")) or 0
 
     def special(self, kind: str, usual: Sequence[str]) -> int | None:
@@ -105,14 +100,17 @@ def text_encoder(session: Session, *, truncate: bool = False) -> TextEncoder:
     return session.text_encoders[truncate]
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_tokenizer(file: Path) -> Tokenizer:
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise PackageError(f"{file} has {size:,} bytes; {MAX_BYTES:,} are the most")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise PackageError(f"{file} holds {type(config).__name__}, not a JSON object")
-    return config
+        return Tokenizer.from_file(str(file))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except (
+        BaseException
+    ) as error:  # tokenizers raises no narrower class, and where it gives up one that is no Exception
+        raise PackageError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}") from None
 
 
 def run_batches(

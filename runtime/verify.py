@@ -13,9 +13,9 @@ from functools import partial
 
 import numpy as np
 
-from isoformer.runtime import padding
+from isoformer.runtime import npz, padding
 from isoformer.runtime.cases import Arrays
-from isoformer.runtime.errors import IsoformerError, PackageError
+from isoformer.runtime.errors import IsoformerError
 from isoformer.runtime.package import Package, Signature
 from isoformer.runtime.parity import Comparison, Report, comparable, compare, sample_indices
 from isoformer.runtime.relations import relations
@@ -107,17 +107,13 @@ def read_grid(package: Package) -> Iterator[tuple[str, Arrays, Arrays]]:
 
     Raises PackageError when parity.npz cannot be read or lacks an array.
     """
-    path = package.records / GRID_FILE
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in package.manifest["grid"]:
-                yield (
-                    name,
-                    {spec.name: arrays[f"{name}/{spec.name}"].astype(spec.dtype) for spec in package.signature.inputs},
-                    {spec.name: arrays[f"{name}/{spec.name}"] for spec in package.signature.outputs},
-                )
-    except (OSError, KeyError, ValueError) as error:
-        raise PackageError(f"{path} cannot be read: {error}") from None
+    with npz.read(package.record(GRID_FILE)) as arrays:
+        for name in package.manifest["grid"]:
+            yield (
+                name,
+                {spec.name: arrays[f"{name}/{spec.name}"].astype(spec.dtype) for spec in package.signature.inputs},
+                {spec.name: arrays[f"{name}/{spec.name}"] for spec in package.signature.outputs},
+            )
 
 
 def _replay(

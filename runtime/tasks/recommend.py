@@ -1,6 +1,5 @@
 """recommend: what a user may want next, from what they chose so far, oldest first."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoformer.runtime.errors import InputError, PackageError
+from isoformer.runtime.forms import read_json
 from isoformer.runtime.package import Package
 from isoformer.runtime.session import Session
 
@@ -73,13 +73,13 @@ class Catalogue:
 def read_catalogue(package: Package) -> Catalogue:
     """The package's items. Raises PackageError when items.json is not a list of an id and a title for each."""
     count = next(spec.axes[1] for spec in package.signature.outputs if spec.name == "logits")
-    file = package.path / FILE
-    if FILE not in package.manifest["files"]:
+    if not package.has(FILE):
         return Catalogue(range(int(count)), (), {str(number): [number] for number in range(int(count))})
+    file = package.file(FILE)
     try:
-        items = json.loads(file.read_text(encoding="utf-8"))
+        items = read_json(file)
         ids, titles = [str(item["id"]) for item in items], [str(item["title"]) for item in items]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise PackageError(f"{file} cannot be read as a list of items, each with id and title: {error!r}") from None
     if len(ids) != count or len(set(ids)) != len(ids):
         raise PackageError(f"{file} has {len(set(ids))} different items; the model has {count}")

@@ -16,7 +16,7 @@ from onnx import TensorProto, external_data_helper, numpy_helper
 from isoformer.models.families import encoder
 from isoformer.runtime import Session
 from isoformer.runtime.errors import PackageError
-from isoformer.runtime.package import MANIFEST, SCHEMA, Package, Signature, load, sha256
+from isoformer.runtime.package import MANIFEST, SCHEMA, WEIGHTS, Package, Signature, load, sha256
 
 Copy = Callable[..., Path]
 
@@ -266,7 +266,7 @@ def test_folder_that_is_a_link_out(copy_package: Copy, tmp_path: Path) -> None:
     package = copy_package()
     shutil.move(package / "test_data_set_0", tmp_path / "outside")
     (package / "test_data_set_0").symlink_to(tmp_path / "outside", target_is_directory=True)
-    refused(package, "test_data_set_0/", "out of the package")
+    refused(package, "'test_data_set_0'", "out of the package")
 
 
 @pytest.mark.parametrize("name", ["a\0b", "", ".", "x" * 300], ids=["null", "empty", "dot", "long"])
@@ -355,16 +355,21 @@ def test_external_data_at_an_absolute_path(copy_package: Copy, tmp_path: Path) -
     refused(package, "weights.bin", "out of the package")
 
 
-def test_external_data_of_a_variant_stands_beside_it(copy_package: Copy) -> None:
+def test_weights_of_a_variant_stand_beside_it_or_in_the_root(copy_package: Copy) -> None:
     package = copy_package()
-    (package / "variants" / "cpu-fp32").mkdir(parents=True)
+    (package / "variants" / "own").mkdir(parents=True)
     with_external_data(package, "weights.bin")
     list_file(package, "weights.bin")
-    shutil.copy(package / "model.onnx", package / "variants" / "cpu-fp32" / "model.onnx")
-    list_file(package, "variants/cpu-fp32/model.onnx")
-    refused(package, "variants/cpu-fp32/model.onnx refers to 'weights.bin'")
-    shutil.copy(package / "weights.bin", package / "variants" / "cpu-fp32" / "weights.bin")
-    list_file(package, "variants/cpu-fp32/weights.bin")
+    shutil.copy(package / "model.onnx", package / "variants" / "own" / "model.onnx")
+    list_file(package, "variants/own/model.onnx")
+    refused(package, "variants/own/model.onnx refers to 'weights.bin'")
+    shutil.copy(package / "weights.bin", package / "variants" / "own" / "weights.bin")
+    list_file(package, "variants/own/weights.bin")
+    # ONNX Runtime looks for all of a graph's files in one folder, and model.onnx_data stands in the root.
+    refused(package, "variants/own/model.onnx refers to 'weights.bin'")
+    shutil.copy(package / WEIGHTS, package / "variants" / "own" / WEIGHTS)
+    refused(package, "does not list variants/own/model.onnx_data")
+    list_file(package, f"variants/own/{WEIGHTS}")
     load(package)
 
 

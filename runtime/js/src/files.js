@@ -39,22 +39,32 @@ async function folder(place) {
     import("node:url"),
   ]);
   const root = String(place).startsWith("file:") ? fileURLToPath(place) : String(place);
+  /** @param {string} file throws PackageError for a symbolic link that leads out of the folder */
+  async function inside(file) {
+    const [folder, target] = await Promise.all([promises.realpath(root), promises.realpath(join(root, file))]);
+    if (!target.startsWith(join(folder, "/"))) {
+      throw new PackageError(`${root}: '${file}' leads out of the package; it is refused`);
+    }
+    return join(root, file);
+  }
   return {
     name: root,
     path: (file) => join(root, file),
     async read(file) {
       try {
-        const bytes = await promises.readFile(join(root, file));
+        const bytes = await promises.readFile(await inside(file));
         return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
       } catch (error) {
+        if (error instanceof PackageError) throw error;
         throw missing(root, file, /** @type {any} */ (error).code ?? String(error));
       }
     },
     async digest(file) {
       const hash = createHash("sha256");
       try {
-        for await (const piece of createReadStream(join(root, file), { highWaterMark: 1 << 20 })) hash.update(piece);
+        for await (const piece of createReadStream(await inside(file), { highWaterMark: 1 << 20 })) hash.update(piece);
       } catch (error) {
+        if (error instanceof PackageError) throw error;
         throw missing(root, file, /** @type {any} */ (error).code ?? String(error));
       }
       return hash.digest("hex");

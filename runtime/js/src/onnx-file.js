@@ -27,7 +27,8 @@ const DTYPES = /** @type {const} */ ({
  * @type {Record<string, Record<number, string>>}
  */
 const CHILDREN = {
-  model: { 7: "graph", 25: "function" },
+  model: { 7: "graph", 20: "training", 25: "function" },
+  training: { 1: "graph", 2: "graph" },
   graph: { 1: "node", 5: "tensor", 15: "sparse" },
   function: { 7: "node", 11: "attribute" },
   node: { 5: "attribute" },
@@ -37,6 +38,7 @@ const CHILDREN = {
   external: {},
 };
 const MAX_DEPTH = 64;
+const MAX_AXES = 32;
 
 /**
  * The array in a TensorProto file, such as input_0.pb of a test data set, and the name that it has there.
@@ -52,11 +54,12 @@ export function readTensor(bytes, file) {
   let name = "";
   let raw = new Uint8Array();
   for (const [number, value] of fields(bytes, file)) {
-    if (number === 1) dims.push(...(typeof value === "number" ? [value] : packed(value, file)));
+    if (number === 1) dims.push(...(typeof value === "number" ? [value] : packed(value.subarray(0, 10 * MAX_AXES + 1), file)));
     else if (number === 2 && typeof value === "number") type = value;
     else if (number === 8 && typeof value !== "number") name = text(value);
     else if (number === 9 && typeof value !== "number") raw = new Uint8Array(value);
   }
+  if (dims.length > MAX_AXES) throw new PackageError(`${file} holds a tensor of more than ${MAX_AXES} axes`);
   if (!(type in DTYPES)) throw new PackageError(`${file} holds a tensor of ONNX type ${type}, which is not supported`);
   const [dtype, kind] = DTYPES[/** @type {keyof typeof DTYPES} */ (type)];
   if (dims.some((d) => d < 0) || count(dims) * kind.BYTES_PER_ELEMENT !== raw.length) {
@@ -105,6 +108,8 @@ function* fields(message, file) {
     [key, at] = varint(message, at, file);
     const wire = key % 8;
     const number = Math.floor(key / 8);
+    // protobuf reads 32 bits of a key, and so another field than is written here.
+    if (number < 1 || key >= 2 ** 32) throw new PackageError(`${file} is not an ONNX file (there is no field ${number})`);
     if (wire === 0) {
       [value, at] = varint(message, at, file);
       yield [number, value];

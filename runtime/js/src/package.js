@@ -14,6 +14,7 @@ import { externalFiles, readTensor } from "./onnx-file.js";
 export const MANIFEST = "isoformer.json";
 export const MODEL = "model"; // the graph of a package that has one alone
 const WEIGHTS = "model.onnx_data"; // where a graph's weights stand, if not in the graph's own file
+const VARIANTS = "variants";
 const SCHEMA = 1;
 const REQUIRED = ["files", "name", "task"];
 const REQUIRED_OF_GRAPH = ["golden", "precision", "signature"];
@@ -189,11 +190,12 @@ export class Package {
    * @returns {{ location: string, file: string }[]}
    */
   weights(model, bytes) {
+    const folder = model.split("/").slice(0, -1);
+    // A variant may read the weights of the package's own folder, which is not the one that it stands in.
+    const shares = folder[0] === VARIANTS && this.has(WEIGHTS) && !this.has([...folder, WEIGHTS].join("/"));
     return externalFiles(bytes, `${this.path}: ${model}`).map((location) => {
-      const beside = inside(this.path, [...model.split("/").slice(0, -1), location].join("/"));
-      if (this.has(beside)) return { location, file: beside };
-      // A variant may read the weights of the package's own folder, which is not the one that it stands in.
-      if (location === WEIGHTS && this.has(WEIGHTS)) return { location, file: WEIGHTS };
+      const file = inside(this.path, [...(shares ? [] : folder), location].join("/"));
+      if (this.has(file) && (!shares || file === WEIGHTS)) return { location, file };
       throw new PackageError(`${this.path}: ${model} refers to '${location}', which ${MANIFEST} does not list`);
     });
   }
