@@ -1,11 +1,13 @@
 """Inputs to verify with, made from a signature alone: sizes, mask patterns, random values."""
 
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from isoformer.runtime.errors import InputError
 from isoformer.runtime.package import Signature, TensorSpec
 
 BATCHES = (1, 2, 5)
@@ -22,6 +24,7 @@ MASKS = {
 BATCH_AXIS = "batch_size"
 # From so many parameters on, a grid of the sizes above would take the better part of an hour.
 LARGE = 120_000_000
+MAX_VALUES = 2**28  # of one input
 
 Arrays = dict[str, np.ndarray]
 
@@ -98,6 +101,10 @@ def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.rando
     arrays: Arrays = {}
     for spec in signature.inputs:
         shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes)
+        if math.prod(shape) > MAX_VALUES:
+            raise InputError(
+                f"{spec.name} of shape {shape} has too many values to be drawn; {MAX_VALUES:,} are the most"
+            )
         if spec.kind == "mask":
             arrays[spec.name] = make_mask(spec, shape, mask, rng)
         elif spec.kind == "lengths":

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from isoformer.runtime import attention_map, demo, gates, tasks, verify_command
 from isoformer.runtime import bench as benchmark
@@ -23,6 +24,7 @@ from isoformer.runtime.console import export_half as _export_half
 from isoformer.runtime.console import print_matrix as _print_matrix
 from isoformer.runtime.console import progress as _progress
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
+from isoformer.runtime.forms import one_line
 from isoformer.runtime.generation import Settings, Stats
 from isoformer.runtime.options import PackagePath, Precision, Provider, Threads, precision_name
 from isoformer.runtime.package import MODEL, Package, TensorSpec, load
@@ -68,7 +70,10 @@ def main() -> None:
     try:
         app()
     except IsoformerError as error:
-        print(f"isoformer: {error}", file=sys.stderr)
+        print(f"isoformer: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print("isoformer: there is not enough memory; give less at once, or a smaller model", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("isoformer: interrupted", file=sys.stderr)
@@ -414,7 +419,7 @@ def families(as_json: AsJson = False) -> None:
         inputs = [", ".join(_shortened(names)) for names in graphs.values()]
         lines = inputs if len(graphs) == 1 else [f"{graph}: {line}" for graph, line in zip(graphs, inputs, strict=True)]
         table.add_row(
-            f"[bold]{family['family']}[/bold]\n{family['about'].split(':')[0]}",
+            Text.assemble((family["family"], "bold"), f"\n{family['about'].split(':')[0]}"),
             ", ".join(family["tasks"]),
             "\n".join(lines),
             ", ".join(family["checkpoints"]),
@@ -443,7 +448,7 @@ def inspect(package: PackagePath, as_json: AsJson = False) -> None:
 def _print_facts(rows: Iterable[tuple[str, str]]) -> None:
     facts = Table(show_header=False, box=None)
     for name, value in rows:
-        facts.add_row(f"[bold]{name}[/bold]", value)
+        facts.add_row(Text(name, style="bold"), value)
     out.print(facts)
 
 

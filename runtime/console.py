@@ -10,11 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from isoformer.runtime.errors import IsoformerError
 
-out = Console(soft_wrap=False)
-err = Console(stderr=True)
+# Names and texts of packages are shown as they stand: what looks like markup in them is none.
+out = Console(soft_wrap=False, markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
 
 
 def export_half(name: str) -> ModuleType:
@@ -36,8 +38,12 @@ def print_matrix(runtime: str, matrix: dict[str, dict[str, float]]) -> None:
         table.add_column(length, justify="right", min_width=5)
     for mask, cells in matrix.items():
         shares = [cells.get(length) for length in lengths]
-        table.add_row(mask, *("" if s is None else f"{s:.2f}" if s <= 1 else f"[red]{s:.2g}[/red]" for s in shares))
+        table.add_row(mask, *(Text("") if s is None else _share(s) for s in shares))
     out.print(table)
+
+
+def _share(share: float) -> Text:
+    return Text(f"{share:.2f}") if share <= 1 else Text(f"{share:.2g}", style="red")
 
 
 def counter(show: Callable[[str, int, int], None], stage: str, total: int) -> Callable[[str], None]:
@@ -51,7 +57,7 @@ def progress() -> Iterator[Any]:
     """A function (stage, done, total) that draws a bar on standard error, where that is a terminal."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

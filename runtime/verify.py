@@ -15,7 +15,7 @@ import numpy as np
 
 from isoformer.runtime import npz, padding
 from isoformer.runtime.cases import Arrays
-from isoformer.runtime.errors import IsoformerError
+from isoformer.runtime.errors import IsoformerError, PackageError
 from isoformer.runtime.package import Package, Signature
 from isoformer.runtime.parity import Comparison, Report, comparable, compare, sample_indices
 from isoformer.runtime.relations import relations
@@ -43,7 +43,29 @@ def verify(
     runtime: what `run` is called in the report. small: golden and grid cases of up to SMALL tokens only.
     variant: what `run` runs, if not the canonical graph; of another precision its own tolerances are the bounds.
     progress: called with the name of each case. keep: given each output of the golden vectors.
+
+    Raises PackageError for a package whose parts do not belong together, so that there is nothing to run.
     """
+    try:
+        return _verify(package, run, runtime, seed, small, variant, progress, keep)
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, IsoformerError):
+            raise
+        # The manifest has its form, and still its cases, signature and graph may not belong together.
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise PackageError(f"{package.path} cannot be verified: its parts do not belong together ({what})") from error
+
+
+def _verify(
+    package: Package,
+    run: Callable[[Arrays], Arrays],
+    runtime: str,
+    seed: int,
+    small: bool,
+    variant: str | None,
+    progress: Callable[[str], None],
+    keep: Keep,
+) -> Report:
     report = Report()
     records = package.manifest if variant is None else package.variant(variant)
     tolerances = {name: entry["absolute"] for name, entry in records["tolerances"].items()}

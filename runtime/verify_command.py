@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.text import Text
 
 from isoformer.runtime import decoding, matrix
 from isoformer.runtime.baseline import Baseline, Compared, compare, fingerprints, sample
@@ -26,6 +27,7 @@ from isoformer.runtime.verify import replay_golden
 from isoformer.runtime.verify import verify as run_checks
 
 ALL = "all"
+PASSED, FAILED = ("PASSED", "green"), ("FAILED", "red")
 
 
 def verify(
@@ -254,13 +256,12 @@ def _print(found: Found, seed: int) -> None:
         lane = found.lanes[failure.runtime]
         what = found.described.get((lane.graph, lane.variant, failure.case))
         case = f" ({what})" if what and failure.check == "golden" else ""
-        out.print(f"[red]FAILED[/red] {failure.line()}{case}", highlight=False, soft_wrap=True)
+        out.print(Text.assemble(FAILED, f" {failure.line()}{case}"), highlight=False, soft_wrap=True)
     if len(report.failures) > 20:
-        out.print(f"[red]FAILED[/red] … and {len(report.failures) - 20} more", highlight=False)
-    verdict = "[green]PASSED[/green]" if report.passed else "[red]FAILED[/red]"
+        out.print(Text.assemble(FAILED, f" … and {len(report.failures) - 20} more"), highlight=False)
+    said = f": {report.cases} cases, {report.values:,} values compared, {len(report.failures)} failures "
     out.print(
-        f"{verdict}: {report.cases} cases, {report.values:,} values compared, {len(report.failures)} failures "
-        f"(fresh cases: --seed {seed})",
+        Text.assemble(PASSED if report.passed else FAILED, f"{said}(fresh cases: --seed {seed})"),
         highlight=False,
         soft_wrap=True,
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isoformer.runtime.errors import PackageError
 from isoformer.runtime.session import Session
 from isoformer.runtime.text import run_batches, text_encoder
 
@@ -36,6 +37,8 @@ def run(
 def result(text: str, logits: np.ndarray, labels: Sequence[str], problem: str) -> dict[str, Any]:
     """What `run` says of one input."""
     scores, names = to_scores(logits, problem), distinct(labels)
+    if scores.shape != (len(names),):
+        raise PackageError(f"the package has {len(names)} labels, and its graph gives logits {scores.shape}")
     return {
         "input": text,
         "label": names[int(scores.argmax())],
