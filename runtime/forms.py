@@ -58,7 +58,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def one_line(error: BaseException) -> str:
     """An error's message as it may stand in a line."""
-    return "".join(c if c.isprintable() else " " for c in str(error)) or type(error).__name__
+    return "".join(c if c.isprintable() else " " for c in str(error)).strip() or type(error).__name__
 
 
 def shown(value: Any) -> str:

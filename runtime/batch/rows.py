@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from isoformer.runtime.errors import InputError
 from isoformer.runtime.extras import library
+from isoformer.runtime.forms import one_line
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 MAX_ROW = 16 * 2**20  # bytes of one line or CSV record; more is a bad row, or one missing quote would read the rest
@@ -73,14 +74,14 @@ class Source:
             elif self.format == "parquet":
                 self.size = self._check_parquet()
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise InputError(f"{path} cannot be read: {error.strerror or one_line(error)}") from None
 
     def chunks(self, start: Place, most: int) -> Iterator[Chunk]:
         """Chunks of at most `most` rows (of JSON lines and CSV also MAX_CHUNK bytes and the row that passes it)."""
         try:
             yield from self._parquet(start, most) if self.format == "parquet" else self._texts(start, most)
         except OSError as error:
-            raise InputError(f"{self.path} cannot be read: {error.strerror or error}") from None
+            raise InputError(f"{self.path} cannot be read: {error.strerror or one_line(error)}") from None
 
     def _texts(self, start: Place, most: int) -> Iterator[Chunk]:
         with self.path.open("rb") as file:
@@ -267,7 +268,7 @@ def _parquet_file(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except pa.ArrowException as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}") from None
+        raise InputError(f"{path} cannot be read as Parquet: {one_line(error)}") from None
 
 
 def _parquet_errors(batches: Iterator[Any], path: Path) -> Iterator[Any]:
@@ -276,4 +277,4 @@ def _parquet_errors(batches: Iterator[Any], path: Path) -> Iterator[Any]:
     try:
         yield from batches
     except pa.ArrowException as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}") from None
+        raise InputError(f"{path} cannot be read as Parquet: {one_line(error)}") from None

@@ -1,0 +1,154 @@
+"""Hostile input in great numbers, each in a process that is watched.
+
+    python -m tests.fuzz --minutes 1 [--target NAME …] [--seed N] [--write]
+    python -m tests.fuzz --replay build/fuzz/failures/NAME-SEED
+
+A failure is a signal, more than --timeout seconds, more memory than 3 GiB, any error that is not one line for people,
+or a file that is opened outside the input's folder. Its input is kept below build/fuzz/failures. Prints a JSON line a
+target with the inputs tried, the minutes and the failures; exit status 1 where there is one. --write puts the lines
+into tests/fuzz/results.jsonl.
+"""
+
+import argparse
+import base64
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.guards import failure
+from tests.fuzz.targets import TARGETS, write
+from tests.fuzz.worker import PLACE
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK, RESULTS = ROOT / "build/fuzz", Path(__file__).parent / "results.jsonl"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=1.0, help="for each target")
+    parser.add_argument("--target", action="append", choices=list(TARGETS))
+    parser.add_argument("--seed", type=int, default=None, help="where to begin; by default another each time")
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds of one input")
+    parser.add_argument("--most", type=int, default=20, help="failures after which a target is left")
+    parser.add_argument("--write", action="store_true", help=f"put the lines into {RESULTS.name}")
+    parser.add_argument("--replay", type=Path)
+    arguments = parser.parse_args()
+    if arguments.replay:
+        return replay(arguments.replay)
+    make_material()
+    seed = random.SystemRandom().randrange(2**40) if arguments.seed is None else arguments.seed
+    lines = [fuzz(name, seed, arguments) for name in arguments.target or TARGETS]
+    if arguments.write:
+        RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return int(any(line["failures"] for line in lines))
+
+
+def make_material() -> Path:
+    from tests.fuzz.material import make
+
+    return make(WORK / "material")
+
+
+def fuzz(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The line of one target."""
+    end, tried, failures, first = time.monotonic() + 60 * arguments.minutes, 0, [], seed
+    while time.monotonic() < end and len(failures) < arguments.most:
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+            one = Worker(name, Path(folder), seed)
+            failures += one.watch(end, arguments.timeout, arguments.most - len(failures))
+        tried += one.tried
+        seed = one.seed + 1
+    for found in distinct(failures):
+        print(f"{name} {found['seed']}: {found['wrong']}", file=sys.stderr, flush=True)
+        keep(name, found["seed"])
+    minutes = round(arguments.minutes - max(0.0, end - time.monotonic()) / 60, 2)
+    line = {"target": name, "seed": first, "inputs": tried, "minutes": minutes, "failures": len(failures)}
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def distinct(failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first of those that differ in numbers and names alone."""
+    kinds = {re.sub(r"\d+|/tmp/\S+|'[^']*'|0x\S+", "…", found["wrong"])[-250:]: found for found in reversed(failures)}
+    return list(kinds.values())
+
+
+class Worker:
+    """A process that tries inputs from a seed on."""
+
+    def __init__(self, name: str, folder: Path, seed: int) -> None:
+        self.at, self.seed, self.tried = folder / "at", seed, 0
+        self.at.write_bytes(PLACE.pack(seed, 0, 0, 0))
+        command = [sys.executable, "-m", "tests.fuzz.worker", name, str(WORK / "material"), str(folder), str(seed), "1"]
+        self.said = (folder / "said").open("w+")
+        self.errors = (folder / "errors").open("w+")
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=self.said, stderr=self.errors, text=True)
+
+    def watch(self, end: float, timeout: float, most: int) -> list[dict[str, Any]]:
+        """Its failures, until the end, a crash, a hang or so many of them."""
+        failures: list[dict[str, Any]] = []
+        hung = False
+        while self.process.poll() is None and time.monotonic() < end and not hung and len(failures) < most:
+            time.sleep(0.1)
+            failures += self._lines()
+            self.seed, began, self.tried, _ = PLACE.unpack(self.at.read_bytes())
+            hung = bool(began) and time.monotonic() - began > timeout
+        code = self.process.poll()
+        self.process.kill()
+        self.process.wait()
+        failures += self._lines()
+        self.seed, began, self.tried, _ = PLACE.unpack(self.at.read_bytes())
+        if hung:
+            failures.append({"seed": self.seed, "wrong": f"took more than {timeout:g} s"})
+        elif code is not None:
+            self.errors.seek(0)
+            failures.append({"seed": self.seed, "wrong": f"ended with {code}: {self.errors.read()[-800:]}"})
+        return failures
+
+    def _lines(self) -> list[dict[str, Any]]:
+        place = getattr(self, "_place", 0)
+        self.said.seek(place)
+        whole = self.said.read().rpartition("\n")[0]
+        self._place = place + len(whole.encode()) + bool(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def keep(name: str, seed: int) -> None:
+    """Writes the input of a seed down."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        target = TARGETS[name](WORK / "material", Path(folder) / "input", Path(folder) / "decoy")
+        found = target.make(random.Random(seed))  # noqa: S311
+    files = {
+        file: {"link": str(content)} if isinstance(content, Path) else {"bytes": base64.b64encode(content).decode()}
+        for file, content in found.items()
+    }
+    place = WORK / "failures" / f"{name}-{seed}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps({"target": name, "seed": seed, "files": files}), encoding="utf-8")
+
+
+def replay(file: Path) -> int:
+    """Runs a kept input in this process, unguarded but for the form of its error."""
+    make_material()
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        target = TARGETS[kept["target"]](WORK / "material", Path(folder) / "input", Path(folder) / "decoy")
+        found = {
+            name: Path(entry["link"]) if "link" in entry else base64.b64decode(entry["bytes"])
+            for name, entry in kept["files"].items()
+        }
+        target.put(found)
+        write(Path(folder) / "shown", {name: content for name, content in found.items() if isinstance(content, bytes)})
+        wrong = failure(target.run, None, Path(folder))
+    print(wrong or "as it should be")
+    return int(wrong is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
