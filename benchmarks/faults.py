@@ -6,6 +6,7 @@ Prints one JSON object a fault, with "passed". benchmarks.batch kills batch work
 """
 
 import argparse
+import ctypes
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from isoformer.runtime import PackageError, load
 
 ISOFORMER = [sys.executable, "-m", "isoformer.runtime.cli"]
 EXPORT = [*ISOFORMER, "export", "-m", "encoder"]
-NOBODY = 65534
+PR_CAPBSET_DROP, DAC_OVERRIDE, DAC_READ_SEARCH = 24, 1, 2  # Linux: prctl(2), capabilities(7)
 
 
 def main() -> None:
@@ -130,24 +131,42 @@ def full_disk(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_only_folder(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A folder that this user may not write to."""
+    """A folder that may not be written to: one line, and nothing in it."""
     source, closed = folder / "in.jsonl", folder / "closed"
     _write_texts(source, 10)
     closed.mkdir(mode=0o555)
-    for path in (folder, source):
-        path.chmod(0o755)
-    user = NOBODY if os.getuid() == 0 else None  # root may write anywhere
     batch = [*ISOFORMER, "batch", str(arguments.embedder.absolute()), str(source), str(closed / "out.jsonl")]
     found = {
-        "export": _refused([*EXPORT, str(closed / "out")], ROOT, user=user),
-        "batch": _refused(batch, ROOT, user=user),
+        "export": _refused([*EXPORT, str(closed / "out")], ROOT, modest=True),
+        "batch": _refused(batch, ROOT, modest=True),
     }
     left = [entry.name for entry in closed.iterdir()]
     return {"passed": not left and all(entry["one_line"] for entry in found.values()), **found, "left": left}
 
 
+def batches_to_one_place(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Two batch runs to one OUT at once: one does all rows, the other says so in one line, and nothing else is left."""
+    source, output = folder / "in.jsonl", folder / "out.jsonl"
+    _write_texts(source, 3000)
+    command = [*ISOFORMER, "batch", str(arguments.embedder.absolute()), str(source), str(output), "--part-rows", "500"]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # noqa: S603
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1] for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    rows = [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()]
+    lines = [line for text in said for line in text.splitlines() if line.startswith("isoformer:")]
+    left = sorted(entry.name for entry in folder.iterdir())
+    whole = rows == [f"text number {number}" for number in range(3000)]
+    passed = (
+        whole and codes in ([0, 2], [0, 0]) and left == ["in.jsonl", "out.jsonl"] and "Traceback" not in "".join(said)
+    )
+    return {"passed": passed, "exit_status": codes, "rows": len(rows), "said": lines, "left": left}
+
+
 FAULTS: list[Callable[[Path, argparse.Namespace], dict[str, Any]]]
-FAULTS = [client_goes_away, export_killed, exports_to_one_place, full_disk, read_only_folder]
+FAULTS = [client_goes_away, export_killed, exports_to_one_place, batches_to_one_place, full_disk, read_only_folder]
 
 
 @contextmanager
@@ -178,8 +197,13 @@ def _is_whole(package: Path) -> bool:
     return True
 
 
-def _refused(command: list[str], cwd: Path, *, limit: int | None = None, user: int | None = None) -> dict[str, Any]:
-    """How a command fails: exit status 2 and one line. limit: bytes of a file, beyond which a write fails."""
+def _refused(command: list[str], cwd: Path, *, limit: int | None = None, modest: bool = False) -> dict[str, Any]:
+    """How a command fails: exit status 2 and one line.
+
+    limit: bytes of a file, beyond which a write fails. modest: permissions hold for root too.
+    """
+
+    libc = ctypes.CDLL(None, use_errno=True)
 
     def restrict() -> None:
         if limit is not None:
@@ -187,6 +211,10 @@ def _refused(command: list[str], cwd: Path, *, limit: int | None = None, user: i
 
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        if modest and os.getuid() == 0:
+            for capability in (DAC_OVERRIDE, DAC_READ_SEARCH):
+                if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
+                    raise OSError(ctypes.get_errno(), "root keeps what lets it write anywhere")
 
     done = subprocess.run(  # noqa: S603
         command,
@@ -195,7 +223,6 @@ def _refused(command: list[str], cwd: Path, *, limit: int | None = None, user: i
         text=True,
         check=False,
         preexec_fn=restrict,
-        user=user,
     )
     lines = [line for line in done.stderr.splitlines() if line]
     one_line = done.returncode == 2 and lines[-1:] != [] and lines[-1].startswith("isoformer:")

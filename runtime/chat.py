@@ -1,8 +1,6 @@
 """A dialogue with a package: its own chat template, and a cache that is kept from turn to turn."""
 
-import json
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
 from isoformer.runtime.binding import Decoder
@@ -70,22 +68,25 @@ def render(encoder: TextEncoder, compiled: Any, messages: Sequence[Message]) -> 
     """
     import jinja2
 
+    from isoformer.runtime.template import render as render_within
+
     tokens = {name: _content(encoder.config.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
     try:
-        return compiled.render(messages=messages, add_generation_prompt=True, **tokens)
+        return render_within(compiled, messages=messages, add_generation_prompt=True, **tokens)
     except jinja2.TemplateError as error:  # raise_exception of the template among them
         raise InputError(f"the chat template refuses this dialogue: {_line(error)}") from None
-    except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError) as error:
         raise PackageError(f"the chat template of {encoder.session.package.path} fails: {_line(error)}") from None
 
 
 def template(encoder: TextEncoder) -> Any:
     """The compiled template: of chat_template.jinja, else of tokenizer_config.json, where "default" is the one of many.
 
-    It comes with the package, so it runs in jinja2's sandbox, set up as in transformers.
+    It comes with the package, so it runs in jinja2's sandbox, within a budget (see `template.py`).
     """
     import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from isoformer.runtime.template import Environment
 
     package = encoder.session.package
     path = package.path
@@ -102,18 +103,9 @@ def template(encoder: TextEncoder) -> Any:
     if not isinstance(source, str):
         raise PackageError(f"{path} has no chat template, so it holds no dialogue; continue a text: isoformer run")
 
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
+        return Environment().from_string(source)
+    except (jinja2.TemplateError, RecursionError, MemoryError, OverflowError, ValueError) as error:
         raise PackageError(f"the chat template of {path} cannot be read: {_line(error)}") from None
 
 
@@ -123,4 +115,4 @@ def _content(token: Any) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__

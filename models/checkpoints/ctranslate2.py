@@ -37,6 +37,7 @@ DTYPES = {
     5: (torch.bfloat16, "<i2"),
 }
 MAX_AXES = 4
+MAX_NAME = 256  # bytes
 # Settings that stand among the tensors, with the values that mean what the family computes; None: any.
 FLAGS = {
     "decoder/activation": 3,  # gelu
@@ -168,7 +169,7 @@ class ModelFile:
         length, start = self._number("H"), self._place
         self._skip(length)
         raw = self._data[start : start + length]
-        if not re.fullmatch(rb"[!-~]+\0", raw):
+        if length > MAX_NAME or not re.fullmatch(rb"[!-~]+\0", raw):
             raise self.error(f"there is no name at {start}")
         return raw[:-1].decode("ascii")
 

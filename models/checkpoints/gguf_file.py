@@ -19,6 +19,7 @@ from isoformer.models.checkpoints import CheckpointError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_AXES = 4
+MAX_NAME = 256  # characters
 # The value types of metadata, by their number: their code in `struct`, whose sizes and numpy's are the same.
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -140,8 +141,8 @@ class GGUFFile:
 
     def _name(self) -> str:
         name = self._string()
-        if not name.isprintable():
-            raise self.error(f"{name!r} is no name")
+        if not name.isprintable() or len(name) > MAX_NAME:
+            raise self.error(f"{name[:60]!r} is no name")
         return name
 
     def _value(self, kind: int) -> Any:

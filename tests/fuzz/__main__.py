@@ -83,26 +83,23 @@ class Worker:
     """A process that tries inputs from a seed on."""
 
     def __init__(self, name: str, folder: Path, seed: int) -> None:
-        self.at, self.seed, self.tried = folder / "at", seed, 0
+        self.at, self.noted, self.seed, self.tried = folder / "at", folder / "failures", seed, 0
         self.at.write_bytes(PLACE.pack(seed, 0, 0, 0))
         command = [sys.executable, "-m", "tests.fuzz.worker", name, str(WORK / "material"), str(folder), str(seed), "1"]
-        self.said = (folder / "said").open("w+")
-        self.errors = (folder / "errors").open("w+")
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=self.said, stderr=self.errors, text=True)
+        self.errors = (folder / "errors").open("w+", errors="replace")
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=self.errors, text=True)
 
     def watch(self, end: float, timeout: float, most: int) -> list[dict[str, Any]]:
         """Its failures, until the end, a crash, a hang or so many of them."""
-        failures: list[dict[str, Any]] = []
         hung = False
-        while self.process.poll() is None and time.monotonic() < end and not hung and len(failures) < most:
-            time.sleep(0.1)
-            failures += self._lines()
+        while self.process.poll() is None and time.monotonic() < end and not hung and len(self._lines()) < most:
+            time.sleep(0.2)
             self.seed, began, self.tried, _ = PLACE.unpack(self.at.read_bytes())
             hung = bool(began) and time.monotonic() - began > timeout
         code = self.process.poll()
         self.process.kill()
         self.process.wait()
-        failures += self._lines()
+        failures = self._lines()
         self.seed, began, self.tried, _ = PLACE.unpack(self.at.read_bytes())
         if hung:
             failures.append({"seed": self.seed, "wrong": f"took more than {timeout:g} s"})
@@ -112,11 +109,9 @@ class Worker:
         return failures
 
     def _lines(self) -> list[dict[str, Any]]:
-        place = getattr(self, "_place", 0)
-        self.said.seek(place)
-        whole = self.said.read().rpartition("\n")[0]
-        self._place = place + len(whole.encode()) + bool(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        """The failures that have been noted."""
+        lines = self.noted.read_text(encoding="utf-8").split("\n")[:-1] if self.noted.exists() else []
+        return [json.loads(line) for line in lines]
 
 
 def keep(name: str, seed: int) -> None:
