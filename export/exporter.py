@@ -66,12 +66,13 @@ def export(
     providers: those that a graph of their own is made for besides, "openvino" of an encoder, see `openvino`.
     progress: called with a stage, steps done, steps in all.
 
-    The package appears at `path` complete or not at all. Raises ExportError when an axis is not
+    The package appears at `path` complete or not at all. Raises ExportError when a weight is NaN, an axis is not
     open, an operator is not standard, a weight is repeated or an answer differs.
     """
     parts = registry.graphs(model, signature)
     _refuse_precision(parts, precision, task, sound)
     _refuse_providers(parts, providers)
+    _refuse_nan(model)
     with package.staged(Path(path), force=force) as folder:
         training = model.training
         model.eval()
@@ -113,6 +114,16 @@ def export(
         name = Path(path).name
         package.write(folder, written, task, opset, provenance or {}, precision, name=name)
     return load(path)
+
+
+def _refuse_nan(model: nn.Module) -> None:
+    """Raises ExportError, with the tensor's name, for a weight that is NaN or infinite."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            count = int((~weight.isfinite()).sum())
+            raise ExportError(
+                f"the weight {name} holds {count} values that are NaN or infinite; no answer would be right"
+            )
 
 
 def _refuse_precision(

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from isoformer.models import masks
 
+MOST_VALUES = 2**28  # of a table that is computed
+
 
 class LearnedPositions(nn.Module):
     """A trained table: row p is added to the token at position p."""
@@ -47,6 +49,8 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, max_positions: int, hidden_size: int, *, interleaved: bool = True) -> None:
         super().__init__()
         _at_least_one(max_positions=max_positions, hidden_size=hidden_size)
+        if max_positions * hidden_size > MOST_VALUES:
+            raise ValueError(f"{max_positions} positions of {hidden_size} values are more than {MOST_VALUES:,}")
         even = torch.arange(0, hidden_size, 2, dtype=torch.float64)
         angles = torch.arange(max_positions, dtype=torch.float64)[:, None] / 10000 ** (even / hidden_size)
         table = torch.empty(max_positions, hidden_size, dtype=torch.float64)

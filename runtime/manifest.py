@@ -116,7 +116,7 @@ GRAPH = record(
         "signature": SIGNATURE,
         "operators": mapped(whole()),
         "parameters": whole(0, 2**63),
-        "tolerances": TOLERANCES,
+        "tolerances": mapped(record({"absolute": number, "factor": number})),
         "parity": mapped(PARITY, 1000),
         "golden": CASES,
         "grid": CASES,

@@ -18,7 +18,16 @@ from isoformer.models import registry
 
 
 class CheckpointError(ValueError):
-    """The checkpoint cannot be read; the message is one line for a person."""
+    """The checkpoint cannot be read; the message is one line for a person, whatever the file holds."""
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else " " for c in message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST]}…")
+
+
+LONGEST = 2000  # characters of an error's line
+# What a strange file brings out of a reader that has checked what it knows of.
+FORM = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 class TextFile(NamedTuple):
@@ -58,7 +67,7 @@ class Checkpoint:
             )
         try:
             module.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise CheckpointError(f"these options do not fit the checkpoint: {' '.join(str(error).split())}") from None
         return module.eval()
 
@@ -73,7 +82,13 @@ def read(path: str | Path, task: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{path} does not exist")
     for source in sources().values():
         if source.accepts(path):
-            return source.read(path, task)
+            try:
+                return source.read(path, task)
+            except CheckpointError:
+                raise
+            except FORM as error:  # a setting or a tensor that is none of the sort that the source expects
+                problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                raise CheckpointError(f"{path} is not of the form of a checkpoint ({problem})") from error
     raise CheckpointError(_why_not(path))
 
 

@@ -4,7 +4,6 @@ Sources: the config.json and tensor names that `transformers` writes for these m
 for sentence embeddings, the modules.json and 1_Pooling folder of `sentence-transformers`.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,10 @@ import torch
 from isoformer.models.checkpoints import Checkpoint, CheckpointError
 from isoformer.models.checkpoints.folder import (
     ACTIVATIONS,
+    MAX_LABELS,
     assign,
     carried_files,
+    load_json,
     model_type,
     read_json,
     read_tensors,
@@ -205,7 +206,8 @@ def _modern(name: str) -> str:
 
 def _task_of(settings: dict[str, Any], path: Path) -> str:
     """The task of the class that saved the checkpoint, from config.json's `architectures`."""
-    name = (settings.get("architectures") or ["Model"])[0]
+    named = settings.get("architectures") or ["Model"]
+    name = str(named[0]) if isinstance(named, list) else str(named)
     for ending, task in TASKS.items():
         if name.endswith(ending):
             return task
@@ -246,7 +248,10 @@ def _config(path: Path, settings: dict[str, Any], kind: Kind, task: str, tensors
 
 def labels(settings: dict[str, Any]) -> dict[str, Any]:
     """Class names and whether one, several or a number is asked for; `transformers` defaults to two classes."""
-    names = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(settings.get("num_labels", 2))}
+    count = settings.get("num_labels", 2)
+    if type(count) is not int or not 0 < count <= MAX_LABELS:
+        raise ValueError(f"num_labels is {count!r}; it must be a whole number from 1 to {MAX_LABELS}")
+    names = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(count)}
     problem = settings.get("problem_type") or ("regression" if len(names) == 1 else "single_label")
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
         raise ValueError(f"id2label {names!r} is not an object of class numbers and names")
@@ -276,8 +281,8 @@ def _pooling(path: Path) -> dict[str, Any]:
     if not modules.exists():
         return {"pooling": known[modes.pop()], "normalize": True}
     try:
-        steps = [str(step["type"]).rpartition(".")[2] for step in json.loads(modules.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        steps = [str(step["type"]).rpartition(".")[2] for step in load_json(modules)]
+    except (TypeError, KeyError) as error:
         raise CheckpointError(f"{modules} is not a list of steps with their types: {error}") from None
     others = [step for step in steps if step not in ("Transformer", "Pooling", "Normalize")]
     if others:

@@ -33,12 +33,27 @@ ACTIVATIONS = {
 }
 
 
+MAX_JSON = 64 * 2**20  # bytes
+MAX_LABELS = 2**20
+
+
+def load_json(path: Path) -> Any:
+    """The JSON data in the file; CheckpointError where there is none, or more than MAX_JSON bytes."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON + 1)
+        if len(content) > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON:,} bytes")
+        return json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise CheckpointError(f"{path} cannot be read as JSON: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file; CheckpointError when it is not one."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    data = load_json(path)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds {type(data).__name__}, not a JSON object")
     return data
@@ -92,7 +107,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for name in names:
-        if Path(name).name != name or name == "..":
+        if not name or Path(name).name != name or name == "..":
             raise CheckpointError(f"{index} names the shard {name!r}, which is not a plain file name")
         try:
             tensors |= load_file(path / name)
@@ -145,5 +160,15 @@ def _count(names: list[str], most: int = 8) -> str:
 
 
 def carried_files(path: Path) -> tuple[Path, ...]:
-    """The folder's configuration and tokenizer files, for the package to carry along."""
-    return tuple(path / name for name in CARRIED if (path / name).exists())
+    """The folder's configuration and tokenizer files, for the package to carry along.
+
+    Raises CheckpointError for one that is a link to elsewhere, which would be published with the package. The cache
+    of the Hugging Face hub keeps the files of snapshots/NAME in blobs beside snapshots.
+    """
+    here = path.resolve()
+    inside = [here, *([here.parents[1] / "blobs"] if here.parent.name == "snapshots" else [])]
+    found = tuple(path / name for name in CARRIED if (path / name).exists())
+    for file in found:
+        if not any(file.resolve().is_relative_to(folder) for folder in inside):
+            raise CheckpointError(f"{file} is a link out of the folder; put the file itself there")
+    return found
