@@ -50,7 +50,6 @@ def warm() -> None:
     """Imports what the first input would, before files are watched."""
     import gguf  # noqa: F401
     import pyarrow.parquet  # noqa: F401
-    import transformers  # noqa: F401
 
 
 if __name__ == "__main__":
