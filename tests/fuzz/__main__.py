@@ -12,9 +12,9 @@ into tests/fuzz/results.jsonl.
 import argparse
 import base64
 import json
+import multiprocessing
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.fuzz.guards import failure
 from tests.fuzz.targets import TARGETS, write
-from tests.fuzz.worker import PLACE
+from tests.fuzz.worker import PLACE, work
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK, RESULTS = ROOT / "build/fuzz", Path(__file__).parent / "results.jsonl"
@@ -57,17 +57,16 @@ def make_material() -> Path:
 
 def fuzz(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """The line of one target."""
-    end, tried, failures, first = time.monotonic() + 60 * arguments.minutes, 0, [], seed
-    while time.monotonic() < end and len(failures) < arguments.most:
+    left, tried, failures, first = 60 * arguments.minutes, 0, [], seed
+    while left > 0 and len(failures) < arguments.most:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
             one = Worker(name, Path(folder), seed)
-            failures += one.watch(end, arguments.timeout, arguments.most - len(failures))
-        tried += one.tried
-        seed = one.seed + 1
+            failures += one.watch(left, arguments.timeout, arguments.most - len(failures))
+        tried, left, seed = tried + one.tried, left - one.seconds, one.seed + 1
     for found in distinct(failures):
         print(f"{name} {found['seed']}: {found['wrong']}", file=sys.stderr, flush=True)
         keep(name, found["seed"])
-    minutes = round(arguments.minutes - max(0.0, end - time.monotonic()) / 60, 2)
+    minutes = round(arguments.minutes - max(0.0, left) / 60, 2)
     line = {"target": name, "seed": first, "inputs": tried, "minutes": minutes, "failures": len(failures)}
     print(json.dumps(line), flush=True)
     return line
@@ -80,32 +79,36 @@ def distinct(failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Worker:
-    """A process that tries inputs from a seed on."""
+    """A process that tries inputs from a seed on, forked from this one so that it need not import everything anew."""
 
     def __init__(self, name: str, folder: Path, seed: int) -> None:
-        self.at, self.noted, self.seed, self.tried = folder / "at", folder / "failures", seed, 0
-        self.at.write_bytes(PLACE.pack(seed, 0, 0, 0))
-        command = [sys.executable, "-m", "tests.fuzz.worker", name, str(WORK / "material"), str(folder), str(seed), "1"]
-        self.errors = (folder / "errors").open("w+", errors="replace")
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=self.errors, text=True)
+        self.at, self.noted, self.said = folder / "at", folder / "failures", folder / "said"
+        self.seed, self.tried, self.seconds = seed, 0, 0.0
+        self.at.write_bytes(PLACE.pack(seed, 0, 0))
+        arguments = (name, WORK / "material", folder, seed)
+        self.process = multiprocessing.get_context("fork").Process(target=work, args=arguments, daemon=True)
+        self.process.start()
 
-    def watch(self, end: float, timeout: float, most: int) -> list[dict[str, Any]]:
-        """Its failures, until the end, a crash, a hang or so many of them."""
-        hung = False
-        while self.process.poll() is None and time.monotonic() < end and not hung and len(self._lines()) < most:
+    def watch(self, most_seconds: float, timeout: float, most: int) -> list[dict[str, Any]]:
+        """Its failures, until so many seconds after its first input, a crash, a hang or so many failures."""
+        start, hung = None, False
+        while self.process.is_alive() and not hung and self.seconds < most_seconds and len(self._lines()) < most:
             time.sleep(0.2)
-            self.seed, began, self.tried, _ = PLACE.unpack(self.at.read_bytes())
+            self.seed, began, self.tried = PLACE.unpack(self.at.read_bytes())
+            start = start or (time.monotonic() if began or self.tried else None)
+            self.seconds = time.monotonic() - start if start else 0.0
             hung = bool(began) and time.monotonic() - began > timeout
-        code = self.process.poll()
+        code = self.process.exitcode
         self.process.kill()
-        self.process.wait()
+        self.process.join()
         failures = self._lines()
-        self.seed, began, self.tried, _ = PLACE.unpack(self.at.read_bytes())
+        self.seed, _, self.tried = PLACE.unpack(self.at.read_bytes())
         if hung:
             failures.append({"seed": self.seed, "wrong": f"took more than {timeout:g} s"})
         elif code is not None:
-            self.errors.seek(0)
-            failures.append({"seed": self.seed, "wrong": f"ended with {code}: {self.errors.read()[-800:]}"})
+            failures.append(
+                {"seed": self.seed, "wrong": f"ended with {code}: {self.said.read_text(errors='replace')[-800:]}"}
+            )
         return failures
 
     def _lines(self) -> list[dict[str, Any]]:

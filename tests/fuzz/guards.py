@@ -67,11 +67,14 @@ class Watch:
                 pass
 
 
-def failure(run: Callable[[], None], watch: Watch | None, folder: Path) -> str | None:
-    """What is wrong with the way `run` ends, None where it returns or raises one line for people."""
+def failure(run: Callable[[], None], watch: Watch | None, *folders: Path) -> str | None:
+    """What is wrong with the way `run` ends, None where it returns or raises one line for people.
+
+    folders: it may open files below them.
+    """
     if watch is None:
         return _trouble(run)
-    with watch.over(folder) as opened:
+    with watch.over(*folders) as opened:
         found = _trouble(run)
     return f"opened {opened[0]}" if opened else found
 

@@ -41,7 +41,7 @@ def test_hostile_input_is_one_line(name: str, made: Path, decoy: Path, watch: Wa
     target = TARGETS[name](made, decoy.parent / name, decoy)
     for seed in range(FEW):
         target.put(target.make(random.Random(seed)))  # noqa: S311
-        assert failure(target.run, watch, decoy.parent / name) is None, f"{name}, seed {seed}"
+        assert failure(target.run, watch, decoy.parent / name, made) is None, f"{name}, seed {seed}"
         if isinstance(target, PackageTarget):
             target.restore()
 
