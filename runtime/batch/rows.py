@@ -167,13 +167,35 @@ class Source:
                 yield self._chunk(pa.Table.from_batches(held), place)
 
     def _chunk(self, table: Any, start: Place) -> Chunk:
-        texts = table[self.column].to_pylist()
         rows = [
-            Row(number, text) if isinstance(text, str) else Row(number, reason=f"{self.column} is null")
-            for number, text in enumerate(texts, start.row + 1)
+            _parquet_row(number, text, self.column)
+            for number, text in enumerate(_values(table[self.column]), start.row + 1)
         ]
         end = start.row + len(rows)
         return Chunk(start, Place(end, end), rows, table)
+
+
+def _values(column: Any) -> list[Any]:
+    """The column's values, an error in place of a text that is not UTF-8, which the format does not rule out."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
+
+
+def _parquet_row(number: int, value: Any, column: str) -> Row:
+    if isinstance(value, str):
+        return Row(number, value)
+    if isinstance(value, UnicodeDecodeError):
+        return Row(number, reason=f"not UTF-8: {value.reason} at byte {value.start}")
+    return Row(number, reason=f"{column} is null")
 
 
 def _records(file: BinaryIO, *, quoted: bool) -> Iterator[bytes | None]:

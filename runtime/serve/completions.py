@@ -183,6 +183,9 @@ class Generator:
         if isinstance(prompt, str):
             (ids,) = encode(self.session, [prompt])
         elif isinstance(prompt, list) and prompt and all(type(token) is int and token >= 0 for token in prompt):
+            vocabulary = self._decoder.vocab_size
+            if vocabulary is not None and max(prompt) >= vocabulary:
+                raise InputError(f"prompt holds an id that is too large; this model has {vocabulary} tokens")
             ids = prompt
         else:
             raise InputError("prompt is not one text, nor the ids of one")

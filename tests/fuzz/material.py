@@ -39,7 +39,13 @@ def packages(folder: Path) -> None:
     files = sorted(texts.iterdir())
     size = tokenizer.get_vocab_size()
     torch.manual_seed(5)
-    small = {"vocab_size": size, "hidden_size": 16, "num_heads": 2, "num_layers": 1, "intermediate_size": 20}
+    small: dict[str, Any] = {
+        "vocab_size": size,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "num_layers": 1,
+        "intermediate_size": 20,
+    }
     config = dataclasses.replace(encoder.TINY, **small)
     task, signature = encoder.task(config), encoder.signature(config)
     export_small(encoder.Model(config), signature, folder / "embedder", task=task, files=files[2:])
@@ -50,7 +56,7 @@ def packages(folder: Path) -> None:
 
 def checkpoints(folder: Path) -> None:
     """A BERT folder, a Llama in GGUF with its tokenizer, a Whisper of CTranslate2."""
-    bert: Any = test_bert.theirs("bert", "ForMaskedLM")
+    bert = test_bert.theirs("bert", "ForMaskedLM")
     bert.save_pretrained(folder / "bert")
     byte_tokenizer().save(str(folder / "bert" / "tokenizer.json"))
     llama = decoder_of_transformers("llama", vocab_size=len(test_gguf.TOKENS), num_hidden_layers=1)

@@ -161,15 +161,15 @@ class PackageTarget(Target):
 
 def show(package: Package) -> None:
     """As `isoformer inspect` does."""
-    console = cli.out
-    cli.out = Console(file=io.StringIO(), markup=False, emoji=False)
+    module = vars(cli)
+    console, module["out"] = module["out"], Console(file=io.StringIO(), markup=False, emoji=False)
     try:
         json.dumps(cli._without_cases(package.manifest))
         cli._print_facts(cli._facts(package))
         for part in package.graphs.values():
             cli._print_graph(part)
     finally:
-        cli.out = console
+        module["out"] = console
 
 
 def read_evidence(part: Package) -> None:

@@ -154,6 +154,14 @@ def test_a_parquet_column_of_numbers(tmp_path: Path) -> None:
         Source(path, "text")
 
 
+def test_a_parquet_text_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    given = pyarrow.array([b"a", b"\x80b", None], pyarrow.binary()).cast(pyarrow.string(), safe=False)
+    pyarrow.parquet.write_table(pyarrow.table({"text": given}), path)
+    (chunk,) = Source(path, "text").chunks(Place(0, 0), 7)
+    assert [row.reason for row in chunk.rows] == [None, "not UTF-8: invalid start byte at byte 0", "text is null"]
+
+
 def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"")

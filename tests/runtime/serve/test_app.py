@@ -240,6 +240,13 @@ def test_chats_that_are_refused(talker: TestClient, change: dict[str, Any], word
     assert found.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("prompt", [[10**6], [3, 2**32], [2**70], [-1], [True], [[3], [5]]])
+def test_prompts_of_ids_that_are_refused(talker: TestClient, prompt: list[Any]) -> None:
+    found = talker.post("/v1/completions", json={"prompt": prompt})
+    assert found.status_code == 400
+    assert "prompt" in found.json()["error"]["message"]
+
+
 def test_another_model(talker: TestClient) -> None:
     found = talker.post("/v1/completions", json={"model": "gpt", "prompt": "x"})
     assert (found.status_code, found.json()["error"]["message"]) == (404, "there is no model gpt, but fox")
