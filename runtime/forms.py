@@ -5,7 +5,7 @@ A form is a function of a value and of what to call it: it raises FormError unle
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,6 +59,13 @@ def read_object(file: Path) -> dict[str, Any]:
 def one_line(error: BaseException) -> str:
     """An error's message as it may stand in a line."""
     return "".join(c if c.isprintable() else " " for c in str(error)).strip() or type(error).__name__
+
+
+def listing(names: Iterable[Any], most: int = 20) -> str:
+    """Names as they may stand in a line: the first ones, each short and printable."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(one_line(ValueError(str(name)[:60])) for name in names[:most]) + more
 
 
 def shown(value: Any) -> str:

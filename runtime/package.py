@@ -13,7 +13,7 @@ import numpy as np
 from isoformer.runtime import manifest as forms
 from isoformer.runtime import task_settings
 from isoformer.runtime.errors import PackageError
-from isoformer.runtime.forms import FormError, one_line, read_json, shown
+from isoformer.runtime.forms import FormError, listing, one_line, read_json, shown
 from isoformer.runtime.onnx_file import external_files, read_tensor
 
 MANIFEST = "isoformer.json"
@@ -297,7 +297,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         where = "" if records is manifest else f"{name}."
         lacking += sorted(f"{where}{key}" for key in REQUIRED_OF_GRAPH - records.keys())
     if lacking:
-        raise PackageError(f"{file} lacks {shown_names(lacking)}")
+        raise PackageError(f"{file} lacks {listing(lacking)}")
     try:
         forms.digests(manifest["files"], "files")
         forms.WHOLE(manifest, "")
@@ -332,12 +332,6 @@ def _leads_into(link: Path, root: Path) -> bool:
         return link.resolve().is_relative_to(root)
     except (OSError, RuntimeError):  # links in a circle
         return False
-
-
-def shown_names(names: Collection[str], most: int = 12) -> str:
-    """The first names, in one line."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(one_line(ValueError(name[:60])) for name in list(names)[:most]) + more
 
 
 def _inside(path: Path, name: str) -> Path:

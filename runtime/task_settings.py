@@ -21,7 +21,7 @@ SETTINGS = {
     "sample_rate": whole(1, 2**20),
     "hop_length": whole(1, 2**16),
     "max_frames": whole(1, 2**20),
-    "stride": whole(1, 2**10),
+    "stride": nullable(whole(1, 2**16)),
     "blank": ID,
     "timestamp_begin": nullable(ID),
     "no_timestamps": nullable(ID),
@@ -76,6 +76,8 @@ def check(task: dict[str, Any]) -> None:
     for key in wanted:
         if key not in task:
             raise FormError(f"task lacks {key}")
+    if task.get("name") == "transcribe-ctc" and task["stride"] is None:
+        raise FormError("task.stride is null, where a whole number belongs")
     if "name" in task and task["name"] in REQUIRED:
         for key, form in SETTINGS.items():
             if key in task:

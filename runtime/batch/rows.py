@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from isoformer.runtime.errors import InputError
 from isoformer.runtime.extras import library
-from isoformer.runtime.forms import one_line
+from isoformer.runtime.forms import listing, one_line
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 MAX_ROW = 16 * 2**20  # bytes of one line or CSV record; more is a bad row, or one missing quote would read the rest
@@ -73,6 +73,8 @@ class Source:
                 self.columns = self._header()
             elif self.format == "parquet":
                 self.size = self._check_parquet()
+        except UnicodeDecodeError as error:  # a name in a Parquet file
+            raise InputError(f"{path} cannot be read: {one_line(error)}") from None
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or one_line(error)}") from None
 
@@ -123,9 +125,9 @@ class Source:
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{self.path}: its header cannot be read: {error}") from None
         if self.column not in columns:
-            raise InputError(f"{self.path} has no column {self.column!r}, but {', '.join(columns) or 'none'}: --column")
+            raise InputError(f"{self.path} has no column {self.column!r}, but {listing(columns) or 'none'}: --column")
         if len(set(columns)) != len(columns):
-            raise InputError(f"{self.path} has two columns of one name: {', '.join(columns)}")
+            raise InputError(f"{self.path} has two columns of one name: {listing(columns)}")
         return columns
 
     def _check_parquet(self) -> int:
@@ -136,7 +138,7 @@ class Source:
         if schema.names.count(self.column) != 1:
             raise InputError(
                 f"{self.path} has {schema.names.count(self.column)} columns {self.column!r} among "
-                f"{', '.join(schema.names) or 'none'}: --column"
+                f"{listing(schema.names) or 'none'}: --column"
             )
         kind = schema.field(self.column).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -291,7 +293,7 @@ def _parquet_file(path: Path) -> Any:
     pa, parquet = library("pyarrow"), library("pyarrow.parquet")
     try:
         return parquet.ParquetFile(path)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as Parquet: {one_line(error)}") from None
 
 
@@ -300,5 +302,5 @@ def _parquet_errors(batches: Iterator[Any], path: Path) -> Iterator[Any]:
     pa = library("pyarrow")
     try:
         yield from batches
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as Parquet: {one_line(error)}") from None

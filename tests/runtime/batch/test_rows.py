@@ -131,6 +131,7 @@ def test_parquet(tmp_path: Path, group: int) -> None:
         ("in.txt", b"", "ends in none of"),
         ("absent.jsonl", None, "cannot be read"),
         ("absent.parquet", None, "cannot be read"),
+        ("in.csv", b'id,"a\nb"\n', "no column 'text', but id, a b"),
         ("in.csv", b"", "no column 'text'"),
         ("in.csv", b"a,b\n", "no column 'text', but a, b"),
         ("in.csv", b"text,text\n", "two columns"),
