@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import AttributeProto, TensorProto
 from rich.console import Console
 
@@ -161,15 +162,12 @@ class PackageTarget(Target):
 
 def show(package: Package) -> None:
     """As `isoformer inspect` does."""
-    module = vars(cli)
-    console, module["out"] = module["out"], Console(file=io.StringIO(), markup=False, emoji=False)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "out", Console(file=io.StringIO(), markup=False, emoji=False))
         json.dumps(cli._without_cases(package.manifest))
         cli._print_facts(cli._facts(package))
         for part in package.graphs.values():
             cli._print_graph(part)
-    finally:
-        module["out"] = console
 
 
 def read_evidence(part: Package) -> None:
