@@ -23,6 +23,7 @@ LAYOUTS: dict[str, Callable[[Package, Path, Choice], None]] = {
     "genai": genai.write,
     "ort": model_package.write,
 }
+__all__ = ["LAYOUTS", "Choice", "check", "convert"]
 MARKER = "isoformer-layout.json"  # says that a folder was made here, so that --force may replace it
 
 

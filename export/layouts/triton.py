@@ -29,6 +29,8 @@ TYPES = {
 
 def write(package: Package, folder: Path, choice: Choice) -> None:
     """Fills the folder, a model for each graph. Raises ExportError for a precision that Triton cannot run."""
+    if choice.precision is not None:
+        package.refuse_precision(choice.provider, choice.precision)
     for name, part in package.graphs.items():
         model = package.manifest["name"] if name == MODEL else f"{package.manifest['name']}_{name}"
         file = path_of(part, _variant(part, choice))
@@ -39,15 +41,12 @@ def write(package: Package, folder: Path, choice: Choice) -> None:
 
 
 def _variant(part: Package, choice: Choice) -> str | None:
-    """The fastest graph that needs no more than a call gives: Triton writes no cache in place."""
-    if choice.provider != "cpu":
-        return part.fastest(choice.provider, choice.precision)
-    variant = part.fastest("cpu", choice.precision if choice.precision in part.precisions("cpu") else None)
-    if choice.precision is not None:
-        part.refuse_precision("cpu", choice.precision)
+    """The fastest graph of those that Triton can run: it writes no cache in place."""
+    precision = choice.precision if choice.precision in part.precisions(choice.provider) else None
+    variant = part.fastest(choice.provider, precision)
     if not is_shared(part, variant):
         return variant
-    if choice.precision not in (None, part.manifest["precision"]):
+    if precision not in (None, part.manifest["precision"]):
         raise ExportError(f"{variant} writes its cache in place, which Triton does not do; leave out --precision")
     return None
 
@@ -62,7 +61,9 @@ def config(name: str, graph: ir.Graph, provider: str) -> str:
     if batched:
         lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {DELAY} }}")
     lines.append(f"instance_group [ {{ count: 1 kind: KIND_{'GPU' if provider == 'cuda' else 'CPU'} }} ]")
-    if provider == "cuda":  # as Session: a float32 graph computes in float32
+    if provider == "cpu":  # -1 is basic: without the fusions that Session switches off (docs/decisions/optimizers.md)
+        lines.append("optimization { graph { level: -1 } }")
+    else:  # as Session: a float32 graph computes in float32
         accelerator = 'name: "cuda" parameters { key: "use_tf32" value: "0" }'
         lines.append(f"optimization {{ execution_accelerators {{ gpu_execution_accelerator [ {{ {accelerator} }} ] }} }}")
     return "\n".join(lines) + "\n"
