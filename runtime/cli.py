@@ -107,7 +107,9 @@ def export(
     provider: Annotated[
         str | None, typer.Option(help="openvino: also write the graph that this provider runs fast (encoders)")
     ] = None,
-    layout: Annotated[str | None, typer.Option(help=f"write another program's folder instead: {convert_command.NAMES}")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help=f"write another program's folder instead: {convert_command.NAMES}")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the package at OUTPUT")] = False,
 ) -> None:
     """Write MODEL to OUTPUT as a package, verified against PyTorch in float64."""

@@ -45,7 +45,7 @@ def convert(package: str | Path, output: str | Path, layout: str, choice: Choice
 
 
 def check(output: Path, layout: str, choice: Choice) -> None:
-    """Raises ExportError for a layout that there is not, a provider that it has no use for, and a place that is taken."""
+    """Raises ExportError for a layout that there is not, a provider that it has no use for, a place that is taken."""
     if layout not in LAYOUTS:
         raise ExportError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
     if choice.provider != "cpu" and layout != "triton":

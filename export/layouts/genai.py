@@ -108,4 +108,6 @@ def _own_end(package: Package) -> tuple[int, ...]:
         number = Tokenizer.from_file(str(package.path / "tokenizer.json")).token_to_id(token)
         if number is not None:
             return (number,)
-    raise ExportError(f"{package.path} does not say which token ends a text; put eos_token_id into generation_config.json")
+    raise ExportError(
+        f"{package.path} does not say which token ends a text; put eos_token_id into generation_config.json"
+    )

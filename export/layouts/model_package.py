@@ -41,7 +41,7 @@ def _variants(part: Package, folder: Path, choice: Choice) -> dict[str, dict[str
         place(part, path_of(part, variant), folder / directory / FILE)
         found[provider] = {
             "variant_directory": directory,
-            "ep": PROVIDERS[provider],
+            "ep": name,
             "device": "cpu",
             "executor_info": {"ort": {"model_file": FILE, "session_options": SESSION_OPTIONS}},
         }

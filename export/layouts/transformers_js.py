@@ -52,7 +52,9 @@ def _refuse_others(package: Package) -> None:
     if task == "generate":
         refuse_others(package, LAYOUT)
     elif task not in ENCODER_TASKS:
-        raise ExportError(f"the layout {LAYOUT} takes {', '.join(ENCODER_TASKS)} and generate; {package.path} is {task}")
+        raise ExportError(
+            f"the layout {LAYOUT} takes {', '.join(ENCODER_TASKS)} and generate; {package.path} is {task}"
+        )
     else:
         foreign = [spec.name for spec in package.signature.inputs if spec.name not in ENCODER_INPUTS]
         if foreign:

@@ -65,7 +65,9 @@ def config(name: str, graph: ir.Graph, provider: str) -> str:
         lines.append("optimization { graph { level: -1 } }")
     else:  # as Session: a float32 graph computes in float32
         accelerator = 'name: "cuda" parameters { key: "use_tf32" value: "0" }'
-        lines.append(f"optimization {{ execution_accelerators {{ gpu_execution_accelerator [ {{ {accelerator} }} ] }} }}")
+        lines.append(
+            f"optimization {{ execution_accelerators {{ gpu_execution_accelerator [ {{ {accelerator} }} ] }} }}"
+        )
     return "\n".join(lines) + "\n"
 
 
