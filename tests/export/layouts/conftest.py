@@ -20,9 +20,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int, list[Path
     tokenizer = byte_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
+    end = tokenizer.token_to_id(END)
+    assert end is not None
     return (
         tokenizer.get_vocab_size(),
-        tokenizer.token_to_id(END),
+        end,
         [folder / "tokenizer.json", folder / "tokenizer_config.json"],
     )
 
