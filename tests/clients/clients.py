@@ -1,24 +1,14 @@
-"""How tests of other people's clients run them: in the environments of `make clients`."""
+"""How tests of other people's clients run them."""
 
 import os
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import ROOT
 
 
-def python() -> Path:
-    """The interpreter that has the clients; a test that needs it fails without it."""
-    path = ROOT / ".venv-clients/bin/python"
-    if not list(path.parent.parent.glob(".installed-*")):
-        pytest.fail("the clients are not there: make clients")
-    return path
-
-
 def call(*command: str | Path, stdin: str = "", **environment: str) -> str:
-    """What a command prints."""
+    """What a command prints; it must succeed."""
     found = subprocess.run(
         list(map(str, command)),
         input=stdin,
