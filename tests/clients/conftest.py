@@ -1,4 +1,4 @@
-"""The clients' interpreter, SmolLM2 as a package, and a small decoder."""
+"""The clients' interpreter, MiniLM and SmolLM2 as packages, and a small decoder."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ import torch
 from isoformer.export import export
 from isoformer.export.source import resolve
 from isoformer.models.families import decoder
+from isoformer.runtime import cases
 from tests.conftest import ROOT, export_small
 from tests.runtime.conftest import END, byte_tokenizer
 
@@ -34,6 +35,19 @@ def smollm2_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = resolve(str(SMOLLM2))
     path = tmp_path_factory.mktemp("smollm2") / "smollm2"
     export(found.model, found.signature, path, task=found.task, files=found.files, provenance=found.provenance)
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm_int8(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM with its variant in 8 bits: the one at demo/minilm-all where it is, else exported."""
+    made = ROOT / "demo/minilm-all"
+    if made.is_dir():
+        return made
+    found, path = resolve(str(minilm)), tmp_path_factory.mktemp("int8") / "minilm"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cases, "LARGE", 0)
+        export(found.model, found.signature, path, task=found.task, files=found.files, precision="int8")
     return path
 
 

@@ -54,18 +54,31 @@ def greedy(package: Path, variant: str | None) -> list[list[int]]:
     return [generate(session, [tokenizer.encode(prompt).ids], settings)[0] for prompt in PROMPTS]
 
 
+def agreeing(found: list[list[int]], expected: list[list[int]]) -> str:
+    same = sum(one == other for one, other in zip(found, expected, strict=True))
+    return f"the same for {same} of {len(expected)} prompts, {sum(map(len, expected))} tokens"
+
+
 def without_end(rows: list[list[int]]) -> list[list[int]]:
     return [row[:-1] if row[-1] == 2 else row for row in rows]
 
 
-@pytest.mark.parametrize("level", ["basic", "all"])
-def test_transformers_js_embeds_the_same(minilm_package: Path, tmp_path: Path, level: str) -> None:
-    folder = convert(minilm_package, tmp_path / "minilm", "transformers.js")
-    expected = embed.embeddings(Session(minilm_package), TEXTS)
-    for batch in (False, True):
-        asked = {"folder": str(folder), "task": "feature-extraction", "dtype": "fp32", "level": level}
-        found = in_javascript(**asked, texts=TEXTS, batch=batch)
-        np.testing.assert_allclose(np.array(found, np.float32), expected, atol=1e-6)
+def test_transformers_js_embeds_the_same(minilm_int8: Path, tmp_path: Path) -> None:
+    folder = convert(minilm_int8, tmp_path / "minilm", "transformers.js")
+    cases = [("float32", level, batch) for level in ("basic", "all") for batch in (False, True)]
+    for precision, level, batch in [*cases, ("int8", "basic", False), ("int8", "all", False)]:
+        session = Session(minilm_int8, variant=None if precision == "float32" else f"cpu-{precision}")
+        expected = np.concatenate([embed.embeddings(session, [text]) for text in TEXTS])
+        asked = {"folder": str(folder), "task": "feature-extraction", "dtype": DTYPES[precision], "level": level}
+        found = np.array(in_javascript(**asked, texts=TEXTS, batch=batch), np.float32)
+        cosine = (found * expected).sum(-1).min()
+        print(
+            f"{precision} {level} {'a batch' if batch else 'alone'}: {np.abs(found - expected).max():.1e}, {cosine:.4f}"
+        )
+        if precision == "float32" or level == "basic":
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+        else:  # other fusions round elsewhere, and 8 bits make more of it
+            assert cosine > 0.995
 
 
 def test_transformers_js_generates_the_same(smollm2_package: Path, tmp_path: Path) -> None:
@@ -73,7 +86,9 @@ def test_transformers_js_generates_the_same(smollm2_package: Path, tmp_path: Pat
     asked = {"folder": str(folder), "task": "text-generation", "level": "all", "texts": PROMPTS, "tokens": TOKENS}
     for precision in load(smollm2_package).precisions("cpu"):
         variant = None if precision == "float32" else f"cpu-{precision}"
-        assert in_javascript(**asked, dtype=DTYPES[precision]) == greedy(smollm2_package, variant)
+        found, expected = in_javascript(**asked, dtype=DTYPES[precision]), greedy(smollm2_package, variant)
+        print(f"{precision}: {agreeing(found, expected)}")
+        assert found == expected
     batch = in_javascript(**asked, dtype="fp32", batch=True)
     expected = greedy(smollm2_package, None)
     assert [row[: len(own)] for row, own in zip(batch, expected, strict=True)] == expected
@@ -86,8 +101,10 @@ def test_genai_generates_the_same(python: Path, smollm2_package: Path, tmp_path:
         found = in_genai(python, folder, PROMPTS, TOKENS)
         tokenizer = Tokenizer.from_file(str(smollm2_package / "tokenizer.json"))
         assert found["prompts"] == [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+        batch = [row[: len(own)] for row, own in zip(found["batch"], expected, strict=True)]
+        print(f"{precision}: {agreeing(found['alone'], expected)}; as a batch {agreeing(batch, expected)}")
         assert found["alone"] == expected
-        assert [row[: len(own)] for row, own in zip(found["batch"], expected, strict=True)] == expected
+        assert batch == expected
 
 
 def test_genai_opens_a_cache_that_grows(python: Path, growing: Path, tmp_path: Path) -> None:

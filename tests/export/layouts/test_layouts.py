@@ -23,10 +23,10 @@ def names(folder: Path) -> set[str]:
     return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
 
-def embeddings(file: Path) -> np.ndarray:
+def embeddings(file: Path, options: onnxruntime.SessionOptions | None = None) -> np.ndarray:
     ids = np.array([[3, 5, 7, 11], [13, 17, 0, 0]])
     inputs = {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64), "token_type_ids": np.zeros_like(ids)}
-    session = onnxruntime.InferenceSession(file)
+    session = onnxruntime.InferenceSession(file, options)
     wanted = {value.name for value in session.get_inputs()}
     found: Any = session.run(["sentence_embedding"], {k: v for k, v in inputs.items() if k in wanted})
     return found[0]
@@ -52,6 +52,14 @@ def test_triton_of_an_encoder(small_encoder: Package, tmp_path: Path) -> None:
 def reference(session: Session) -> np.ndarray:
     ids = np.array([[3, 5, 7, 11], [13, 17, 0, 0]])
     return session.run({"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)})["sentence_embedding"]
+
+
+def test_the_level_in_triton_gives_what_session_gives(small_encoder: Package, tmp_path: Path) -> None:
+    out = convert(small_encoder.path, tmp_path / "out", "triton")
+    basic = onnxruntime.SessionOptions()
+    basic.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    found = embeddings(out / "small/1/model.onnx", basic)
+    np.testing.assert_array_equal(found, reference(Session.fastest(small_encoder)))
 
 
 def test_triton_on_a_gpu_computes_in_float32(small_encoder: Package, tmp_path: Path) -> None:
