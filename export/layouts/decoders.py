@@ -33,22 +33,21 @@ class Sizes:
 def sizes(package: Package) -> Sizes:
     """Raises ExportError for a package without the family's configuration."""
     keys = [spec for spec in package.signature.inputs if spec.name.startswith(PAST) and spec.name.endswith(".key")]
-    logits = next(spec for spec in package.signature.outputs if spec.name == "logits")
-    positions = next(spec for spec in package.signature.inputs if spec.name == "position_ids")
-    heads, head_dim, vocab_size = keys[0].axes[1], keys[0].axes[3], logits.axes[2]
+    logits = {spec.name: spec for spec in package.signature.outputs}["logits"]
+    positions = {spec.name: spec for spec in package.signature.inputs}["position_ids"]
     config = package.manifest.get("config") or {}
     try:
         return Sizes(
-            len(keys),
-            int(heads),
-            int(head_dim),
-            int(config["num_heads"]),
-            int(config["hidden_size"]),
-            int(vocab_size),
-            int(positions.high or 0),
+            num_layers=len(keys),
+            num_kv_heads=int(keys[0].axes[1]),
+            head_dim=int(keys[0].axes[3]),
+            num_heads=int(config["num_heads"]),
+            hidden_size=int(config["hidden_size"]),
+            vocab_size=int(logits.axes[2]),
+            max_positions=int(positions.high or 0),
         )
-    except KeyError as error:
-        raise ExportError(f"{package.path} does not say its {error}; export it from a checkpoint or a family") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{package.path} does not state the decoder's sizes ({error}); export it again") from None
 
 
 def refuse_others(package: Package, layout: str) -> None:
@@ -58,8 +57,11 @@ def refuse_others(package: Package, layout: str) -> None:
         raise ExportError(f"the layout {layout} takes decoders (task generate); {package.path} is for {task}")
     names = [spec.name for spec in package.signature.inputs]
     foreign = [name for name in names if name not in INPUTS and not name.startswith(PAST)]
-    if foreign or not any(name.startswith(PAST) for name in names):
-        raise ExportError(f"the layout {layout} has no input {', '.join(foreign) or 'for a cache'}")
+    if foreign:
+        raise ExportError(f"{layout} does not feed {', '.join(foreign)}, which {package.path} has")
+    lacking = [name for name in ("input_ids", "attention_mask", "position_ids", f"{PAST}0.key") if name not in names]
+    if lacking or "logits" not in [spec.name for spec in package.signature.outputs]:
+        raise ExportError(f"{layout} feeds {', '.join(lacking) or 'a decoder'}; {package.path} is made otherwise")
 
 
 def path_of(package: Package, variant: str | None) -> str:

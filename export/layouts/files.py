@@ -1,9 +1,11 @@
 """Files of a package in another folder: links where nothing changes, and small graphs beside large weights."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -30,6 +32,17 @@ def carry(package: Package, folder: Path, names: tuple[str, ...] = TEXT_FILES) -
     for name in names:
         if (package.path / name).is_file():
             link(package.path / name, folder / name)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ExportError for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ExportError(f"{path} holds {type(found).__name__}, not a JSON object")
+    return found
 
 
 def place(package: Package, name: str, target: Path, edit: Edit | None = None) -> bool:

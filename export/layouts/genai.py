@@ -24,7 +24,7 @@ from isoformer.export.layouts.decoders import (
     replace_positions,
     sizes,
 )
-from isoformer.export.layouts.files import TEXT_FILES, carry, place
+from isoformer.export.layouts.files import TEXT_FILES, carry, place, read_object
 from isoformer.runtime.detokenizer import configured
 from isoformer.runtime.package import Package
 
@@ -102,7 +102,7 @@ def config(package: Package, shared: bool) -> dict[str, Any]:
 def _own_end(package: Package) -> tuple[int, ...]:
     """The token that tokenizer_config.json names as the last. Raises ExportError without one."""
     file = package.path / "tokenizer_config.json"
-    token = json.loads(file.read_text(encoding="utf-8")).get("eos_token") if file.is_file() else None
+    token = read_object(file).get("eos_token") if file.is_file() else None
     token = token.get("content") if isinstance(token, dict) else token
     if isinstance(token, str) and (package.path / "tokenizer.json").is_file():
         number = Tokenizer.from_file(str(package.path / "tokenizer.json")).token_to_id(token)

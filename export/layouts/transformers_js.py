@@ -21,7 +21,7 @@ from isoformer.export.layouts.decoders import (
     refuse_others,
     replace_positions,
 )
-from isoformer.export.layouts.files import TEXT_FILES, carry, place
+from isoformer.export.layouts.files import TEXT_FILES, carry, place, read_object
 from isoformer.runtime.package import Package
 
 LAYOUT = "transformers.js"
@@ -75,7 +75,7 @@ def _graphs(package: Package, precision: str | None) -> dict[str, str | None]:
 
 
 def _write_config(package: Package, folder: Path, outside: dict[str, int]) -> None:
-    config = json.loads((package.path / "config.json").read_text(encoding="utf-8"))
+    config = read_object(package.path / "config.json")
     if outside:
         config["transformers.js_config"] = {"use_external_data_format": outside}
     text = json.dumps(config, indent=2, ensure_ascii=False)

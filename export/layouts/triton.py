@@ -3,6 +3,8 @@
 Sources: the server's model_config.proto, and the README of its ONNX Runtime backend.
 """
 
+import json
+import re
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,6 +24,7 @@ TYPES = {
     ir.DataType.INT32: "TYPE_INT32",
     ir.DataType.INT64: "TYPE_INT64",
     ir.DataType.FLOAT16: "TYPE_FP16",
+    ir.DataType.BFLOAT16: "TYPE_BF16",
     ir.DataType.FLOAT: "TYPE_FP32",
     ir.DataType.DOUBLE: "TYPE_FP64",
 }
@@ -32,12 +35,17 @@ def write(package: Package, folder: Path, choice: Choice) -> None:
     if choice.precision is not None:
         package.refuse_precision(choice.provider, choice.precision)
     for name, part in package.graphs.items():
-        model = package.manifest["name"] if name == MODEL else f"{package.manifest['name']}_{name}"
+        model = _name(package.manifest["name"] if name == MODEL else f"{package.manifest['name']}_{name}")
         file = path_of(part, _variant(part, choice))
         place(part, file, folder / model / "1" / "model.onnx")
         text = config(model, ir.load(folder / model / "1" / "model.onnx").graph, choice.provider)
         (folder / model / "config.pbtxt").write_text(text, encoding="utf-8")
         carry(package, folder / model, TEXT_FILES)
+
+
+def _name(text: str) -> str:
+    """A name for a folder and an address: what else a manifest may say is replaced."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text).lstrip(".") or MODEL
 
 
 def _variant(part: Package, choice: Choice) -> str | None:
@@ -83,5 +91,7 @@ def _tensor(kind: str, value: ir.Value, batched: bool) -> str:
     # The server takes no tensor without axes: one of a single value is reshaped.
     reshape = "" if axes else " reshape { shape: [ ] }"
     dims = ", ".join(map(str, axes or [1]))
-    data_type = TYPES[value.dtype]  # pyright: ignore[reportArgumentType]
-    return f'{kind} [ {{ name: "{value.name}" data_type: {data_type} dims: [ {dims} ]{reshape} }} ]'
+    if value.dtype not in TYPES:
+        raise ExportError(f"{value.name} is {value.dtype}, which a configuration of Triton has no name for")
+    data_type, name = TYPES[value.dtype], json.dumps(value.name)
+    return f"{kind} [ {{ name: {name} data_type: {data_type} dims: [ {dims} ]{reshape} }} ]"

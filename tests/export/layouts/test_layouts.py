@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from isoformer.models.families import encoder
 from isoformer.runtime import Session
 from isoformer.runtime.convert_command import package_for
 from isoformer.runtime.onnx_file import external_files
-from isoformer.runtime.package import Package
+from isoformer.runtime.package import MANIFEST, Package
 from tests.conftest import export_small
 
 
@@ -180,6 +181,31 @@ def test_a_place_within_the_package_is_refused(small_encoder: Package, tmp_path:
     package = Path(shutil.copytree(small_encoder.path, tmp_path / "package"))
     with pytest.raises(ExportError, match="within one another"):
         convert(package, package / "out", "ort")
+
+
+@pytest.mark.parametrize("name", ["../../etc", 'x" } ]\n', "/outside", "", "..."])
+def test_a_manifest_cannot_name_a_place_outside(
+    small_encoder: Package, tmp_path: Path, sign: Callable[[Path], None], name: str
+) -> None:
+    package = Path(shutil.copytree(small_encoder.path, tmp_path / "in" / "package"))
+    manifest = json.loads((package / MANIFEST).read_text()) | {"name": name}
+    (package / MANIFEST).write_text(json.dumps(manifest))
+    sign(package)
+    out = convert(package, tmp_path / "out", "triton")
+    (config,) = out.rglob("config.pbtxt")
+    assert config.parent.parent == out
+    assert config.read_text().splitlines()[0] == f'name: "{config.parent.name}"'
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_a_broken_configuration_is_one_line(
+    small_encoder: Package, tmp_path: Path, sign: Callable[[Path], None]
+) -> None:
+    package = Path(shutil.copytree(small_encoder.path, tmp_path / "package"))
+    (package / "config.json").write_text("[")
+    sign(package)
+    with pytest.raises(ExportError, match=r"config.json cannot be read as JSON"):
+        convert(package, tmp_path / "out", "transformers.js")
 
 
 def test_the_command(isoformer, small_encoder: Package, tmp_path: Path) -> None:
