@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from isoformer.runtime import InputError, PackageError, Session
-from isoformer.runtime.batch import Job, folder, job, run
+from isoformer.runtime.batch import Job, folder, job, parts, run
 from isoformer.runtime.batch.rows import Source
 from isoformer.runtime.generation import Settings
 from isoformer.runtime.tasks import embed, generate
@@ -314,3 +315,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert "wrote" in done.stderr
     assert len(read(output)) == 40
     assert Source(output, "text").size == output.stat().st_size
+
+
+def test_numbers_of_float32_are_exact_with_orjson_and_without(monkeypatch):
+    exact = np.random.default_rng(0).standard_normal(500).astype(np.float32) * np.float32(10) ** np.arange(
+        -38, 37, 0.15
+    )
+    exact = exact.astype(np.float32)
+    for library in (orjson, None):
+        monkeypatch.setattr(parts, "orjson", library)
+        assert (np.array(json.loads(parts._json(exact)), np.float32) == exact).all()
+        assert json.loads(parts._json(np.array([1, np.nan, np.inf], np.float32))) == [1, None, None]
