@@ -91,7 +91,8 @@ def _tensor(kind: str, value: ir.Value, batched: bool) -> str:
     # The server takes no tensor without axes: one of a single value is reshaped.
     reshape = "" if axes else " reshape { shape: [ ] }"
     dims = ", ".join(map(str, axes or [1]))
-    if value.dtype not in TYPES:
+    data_type = TYPES.get(value.dtype) if value.dtype is not None else None
+    if data_type is None:
         raise ExportError(f"{value.name} is {value.dtype}, which a configuration of Triton has no name for")
-    data_type, name = TYPES[value.dtype], json.dumps(value.name)
+    name = json.dumps(value.name)
     return f"{kind} [ {{ name: {name} data_type: {data_type} dims: [ {dims} ]{reshape} }} ]"
