@@ -57,12 +57,23 @@ def eos_tokens(package: Package, encoder: TextEncoder) -> tuple[int, ...]:
 
     Raises PackageError where they are no ids.
     """
-    for name in ("generation_config.json", "config.json"):
-        found = read_object(package.file(name)).get("eos_token_id") if package.has(name) else None
+    found = configured(package, "eos_token_id")
+    if found:
+        return found
+    own = encoder.special("eos", ())
+    return () if own is None else (own,)
+
+
+def configured(package: Package, name: str) -> tuple[int, ...]:
+    """Tokens that generation_config.json names, else config.json; () where neither does.
+
+    Raises PackageError where they are no ids.
+    """
+    for file in ("generation_config.json", "config.json"):
+        found = read_object(package.file(file)).get(name) if package.has(file) else None
         if found is not None:
             ids = found if isinstance(found, list) else [found]
             if not all(type(token) is int for token in ids):
-                raise PackageError(f"{package.path / name}: eos_token_id is {shown(found)}, where ids belong")
+                raise PackageError(f"{package.path / file}: {name} is {shown(found)}, where ids belong")
             return tuple(ids)
-    own = encoder.special("eos", ())
-    return () if own is None else (own,)
+    return ()
