@@ -13,6 +13,7 @@ from isoformer.runtime.errors import PackageError
 
 Form = Callable[[Any, str], None]
 MAX_BYTES = 64 * 2**20  # of a file of JSON; the manifest of a large decoder has 1 MB, the longest tokenizers 35 MB
+MAX_LINE = 2000  # characters of what an error says
 MAX_DIGITS = 400  # of a number: as many as a float can have in front of its point
 MAX_TEXT = 2**20  # characters of one text
 SIZE = 2**31  # of an axis, a count or an id: more than any array here can have
@@ -57,8 +58,9 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message as it may stand in a line."""
-    return "".join(c if c.isprintable() else " " for c in str(error)).strip() or type(error).__name__
+    """An error's message as it may stand in a line: of at most MAX_LINE characters."""
+    line = "".join(c if c.isprintable() else " " for c in str(error)[: MAX_LINE + 1]).strip() or type(error).__name__
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"
 
 
 def listing(names: Iterable[Any], most: int = 20) -> str:

@@ -369,6 +369,23 @@ def test_refused_when_it_is_read(package: Path, name: str) -> None:
     assert words in one_line(error)
 
 
+def long_name(package: Path) -> None:
+    """The first array has another name in front of its data, of 60,000 characters."""
+    file = package / "parity.npz"
+    content = bytearray(file.read_bytes())
+    content[26:28] = struct.pack("<H", min(60_000, len(content) - 100))
+    file.write_bytes(content)
+    sign(package, "parity.npz")
+
+
+def test_an_error_that_quotes_the_archive_is_short(package: Path) -> None:
+    long_name(package)
+    with pytest.raises(PackageError) as error:
+        list(read_grid(load(package)))
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 2500
+
+
 def test_a_pickle_is_not_loaded(package: Path, tmp_path: Path) -> None:
     """Whatever way leads to the archive: the file that the pickle would make is not there."""
 
