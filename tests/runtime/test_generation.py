@@ -16,6 +16,7 @@ from isoformer.runtime import InputError, PackageError, Session
 from isoformer.runtime.binding import Decoder, PlainCache
 from isoformer.runtime.detokenizer import Detokenizer, eos_tokens
 from isoformer.runtime.generation import Settings, Stats, generate, stream
+from isoformer.runtime.package import MANIFEST, sha256
 from isoformer.runtime.tasks import generate as task
 from isoformer.runtime.text import text_encoder
 
@@ -381,14 +382,17 @@ def test_an_empty_stop_string(generator: Session) -> None:
 
 
 def changed(package: Path, target: Path, **files: Any) -> Session:
-    """A session of a copy with other JSON files; None takes one away."""
+    """A session of a copy with other JSON files, under their digests; None takes one away."""
     shutil.copytree(package, target)
-    session = Session(target)  # the digests are checked here
+    manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
     for name, content in files.items():
         (target / f"{name}.json").unlink(missing_ok=True)
+        manifest["files"].pop(f"{name}.json", None)
         if content is not None:
             (target / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
-    return session
+            manifest["files"][f"{name}.json"] = sha256(target / f"{name}.json")
+    (target / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return Session(target)
 
 
 @pytest.mark.parametrize(
@@ -398,13 +402,18 @@ def changed(package: Path, target: Path, **files: Any) -> Session:
         ({"generation_config": {"eos_token_id": 5}, "config": {"eos_token_id": 6}}, (5,)),
         ({"generation_config": {}, "config": {"eos_token_id": 6}}, (6,)),
         ({"generation_config": None}, (1,)),
-        ({"generation_config": "{"}, (1,)),
         ({"generation_config": None, "tokenizer_config": None}, ()),
     ],
 )
 def test_eos_tokens(generator_package: Path, tmp_path: Path, files: dict[str, Any], expected: tuple[int, ...]) -> None:
     session = changed(generator_package, tmp_path / "copy", **files)
     assert eos_tokens(session.package, text_encoder(session)) == expected
+
+
+def test_eos_tokens_that_cannot_be_read(generator_package: Path, tmp_path: Path) -> None:
+    session = changed(generator_package, tmp_path / "copy", generation_config="{")
+    with pytest.raises(PackageError, match="generation_config.json cannot be read"):
+        eos_tokens(session.package, text_encoder(session))
 
 
 def test_task(generator: Session, ids: Ids) -> None:
