@@ -412,7 +412,7 @@ def test_eos_tokens(generator_package: Path, tmp_path: Path, files: dict[str, An
 
 def test_eos_tokens_that_cannot_be_read(generator_package: Path, tmp_path: Path) -> None:
     session = changed(generator_package, tmp_path / "copy", generation_config="{")
-    with pytest.raises(PackageError, match="generation_config.json cannot be read"):
+    with pytest.raises(PackageError, match=r"generation_config\.json cannot be read"):
         eos_tokens(session.package, text_encoder(session))
 
 
