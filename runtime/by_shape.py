@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from isoformer.runtime.cases import BATCH_AXIS, Arrays
+from isoformer.runtime.cases import BATCH_AXIS
 from isoformer.runtime.package import Signature, TensorSpec
 from isoformer.runtime.tuning import Choice, Shape
 
@@ -27,7 +27,7 @@ class ByShape:
         if self._mask is not None and self._mask.kind == "lengths":
             self._name = next(s.name for s in signature.inputs if self._mask.along in s.axes)
 
-    def choose(self, feeds: Arrays) -> Choice:
+    def choose(self, feeds: Mapping[str, np.ndarray]) -> Choice:
         """The choice for these inputs, which have been checked."""
         batch, length = feeds[self._name].shape[:2]
         mask = self._mask

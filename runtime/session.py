@@ -36,7 +36,7 @@ class Session:
     path: a package folder, or a Package that `load` has checked. threads: of one operator; None
     leaves the choice to ONNX Runtime (one a core). variant: another graph of the same model, by its name in
     `Package.variants`; see `fastest`. spinning: threads that wait for work keep their cores busy, which is faster
-    unless something else needs these. fusions: also the graph optimizers that are off for being slower on most machines.
+    unless something else needs these. fusions: also the graph optimizers that are off for being slower mostly.
     record: what `isoformer tune` found, to choose the graph by each batch; the other settings are then its own.
 
     cost: what a batch costs here, by which lists of texts are cut into batches.

@@ -19,6 +19,7 @@ from isoformer.runtime.providers import onnxruntime_module
 
 FILE = "tuning.json"
 SCHEMA = 1
+DISTURBED = 0.25  # of a turn spent waiting for a processor
 
 
 @dataclass(frozen=True, order=True)
@@ -99,22 +100,28 @@ class Shape:
 
 @dataclass(frozen=True)
 class Round:
-    """One turn at one shape: each choice's median time of it, in milliseconds."""
+    """One turn at one shape: each choice's median time of it, in milliseconds.
+
+    waited: the largest share of its part that a choice's threads had no processor, since others were at work.
+    """
 
     stage: int
     turn: int
     shape: Shape
     times: dict[Choice, float]
+    waited: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        times = {str(choice): time for choice, time in self.times.items()}
-        return {"stage": self.stage, "turn": self.turn, "shape": str(self.shape), "ms": times}
+        times = {str(choice): round(time, 5) for choice, time in self.times.items()}
+        where = {"stage": self.stage, "turn": self.turn, "shape": str(self.shape)}
+        return where | {"waited": round(self.waited, 3), "ms": times}
 
     @classmethod
     def read(cls, data: dict[str, Any]) -> "Round":
         times = {Choice.parse(name): float(time) for name, time in data["ms"].items()}
-        return cls(int(data["stage"]), int(data["turn"]), Shape.parse(data["shape"]), times)
+        shape = Shape.parse(data["shape"])
+        return cls(int(data["stage"]), int(data["turn"]), shape, times, float(data["waited"]))
 
 
 @dataclass
@@ -130,6 +137,11 @@ class Record:
     table: dict[Shape, Choice] = field(default_factory=dict)
     cost: Cost | None = None
     finished: bool = False
+
+    @property
+    def disturbed(self) -> float:
+        """The share of the turns in which others held the processors."""
+        return sum(one.waited > DISTURBED for one in self.rounds) / max(1, len(self.rounds))
 
     @property
     def choices(self) -> list[Choice]:

@@ -18,6 +18,8 @@ from isoformer.runtime.tune.inputs import shapes_of
 from isoformer.runtime.tune.workers import Workers
 from isoformer.runtime.tuning import FILE, Choice, Record, Shape
 
+MANY = 0.2  # of the turns were disturbed, and the user is told
+
 
 def tune(
     package: PackagePath,
@@ -85,6 +87,13 @@ def _offered(package: Package, bound: str | None) -> list[str]:
 
 
 def _warn(record: Record) -> None:
+    """What the user should know of how it was measured, a line each."""
+    if record.disturbed > MANY:
+        err.print(
+            f"in {record.disturbed:.0%} of the turns others held the processors: tune --anew on a quiet machine",
+            highlight=False,
+            soft_wrap=True,
+        )
     for choice, reason in record.refused.items():
         err.print(f"{choice} is refused: {reason}", highlight=False, markup=False, soft_wrap=True)
 
@@ -113,6 +122,7 @@ def lines(done: job.Job, record: Record) -> Iterator[dict[str, Any]]:
     yield where | {
         "file": str(done.package.path / FILE),
         "finished": record.finished,
+        "disturbed": round(record.disturbed, 3),
         "table": {str(shape): str(choice) for shape, choice in record.table.items()},
         "cost": record.to_dict()["cost"],
     }

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from isoformer.runtime import tuning
@@ -25,7 +25,7 @@ class Measuring(Protocol):
 
     def open(self, choice: Choice) -> bool: ...
     def keep(self, choices: Iterable[Choice]) -> None: ...
-    def round(self, shape: Shape, choices: Iterable[Choice]) -> dict[Choice, float]: ...
+    def round(self, shape: Shape, choices: Iterable[Choice]) -> tuple[dict[Choice, float], float]: ...
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def run(job: Job, record: Record, workers: Measuring, progress: Progress = lambd
                 progress(f"{STAGES[stage]}: turns", count, total)
                 if time.monotonic() > deadline:
                     return record
-                times = workers.round(shape, lives[shape])
+                times, waited = workers.round(shape, lives[shape])
                 if job.baseline not in times:
                     raise IsoformerError(f"{job.baseline}: {workers.refused[job.baseline]}")
-                record.rounds.append(Round(stage, turn, shape, times))
+                record.rounds.append(Round(stage, turn, shape, times, waited))
                 if time.monotonic() - saved > SAVE_EVERY:
                     tuning.write(job.package, job.provider, job.precision, record)
                     saved = time.monotonic()
@@ -126,8 +126,7 @@ def _live(job: Job, record: Record, stage: int, shape: Shape, workers: Measuring
 def _decide(job: Job, record: Record) -> None:
     together = any(shape.kind != "run" for shape in job.shapes)
     rounds = [
-        Round(one.stage, one.turn, one.shape, {c: t for c, t in one.times.items() if c not in record.refused})
-        for one in record.rounds
+        replace(one, times={c: t for c, t in one.times.items() if c not in record.refused}) for one in record.rounds
     ]
     table = decide.decide(rounds, job.baseline, together=together)
     if table:

@@ -1,18 +1,20 @@
 """One candidate in a process of its own: `python -m isoformer.runtime.tune.worker PACKAGE GRAPH PROVIDER CHOICE`.
 
 It opens the graph, replays the golden vectors, and says in one line of JSON whether they passed. Then it reads a shape
-a line and answers with the milliseconds of one run. It ends with its input, so also with whoever started it.
+a line and answers with the milliseconds of one run, and how long its threads had no processor, as a share of the turn.
+It ends with its input, so also with whoever started it.
 """
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from isoformer.runtime import decoding
-from isoformer.runtime.bench import time_runs
+from isoformer.runtime.bench import time_runs, waited
 from isoformer.runtime.binding import Decoder
 from isoformer.runtime.errors import IsoformerError
 from isoformer.runtime.package import load
@@ -37,7 +39,9 @@ def main() -> None:
     _say({"refused": failed[0].line()} if failed else {"ready": True})
     ask = _decoder(Decoder(session)) if is_decoder(session.package) else _plain(session)
     for line in [] if failed else sys.stdin:
-        _say({"ms": ask(Shape.parse(line)) * 1e3})
+        before, begin = waited(), time.perf_counter()
+        seconds = ask(Shape.parse(line))
+        _say({"ms": seconds * 1e3, "waited": (waited() - before) / (time.perf_counter() - begin)})
 
 
 def _say(answer: dict[str, Any]) -> None:

@@ -48,19 +48,22 @@ class Workers:
         for choice in [choice for choice in self._processes if choice not in kept]:
             self._end(choice)
 
-    def round(self, shape: Shape, choices: Iterable[Choice]) -> dict[Choice, float]:
-        """The milliseconds of each candidate at a shape, one after the other in an order that is drawn anew."""
-        order, times = [choice for choice in choices if choice in self._processes], {}
+    def round(self, shape: Shape, choices: Iterable[Choice]) -> tuple[dict[Choice, float], float]:
+        """The milliseconds of each candidate at a shape, one after the other in an order that is drawn anew.
+
+        Beside them the largest share of a turn that a candidate's threads waited for a processor.
+        """
+        order, times, waited = [choice for choice in choices if choice in self._processes], {}, 0.0
         self._shuffle(order)
         for choice in order:
             with suppress(BrokenPipeError):
                 print(shape, file=self._processes[choice].stdin, flush=True)
             answer = self._answer(choice)
             if "ms" in answer:
-                times[choice] = answer["ms"]
+                times[choice], waited = answer["ms"], max(waited, answer["waited"])
             else:
                 self._refuse(choice, f"its process stopped at {shape}")
-        return times
+        return times, waited
 
     def _answer(self, choice: Choice) -> dict:
         out = self._processes[choice].stdout

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoformer.runtime import InputError, Session, batching
-from isoformer.runtime.batching import Cost, plan
+from isoformer.runtime.batching import plan
 from isoformer.runtime.cases import Arrays
+from isoformer.runtime.cost import Cost
 from tests.conftest import export_encoder
 
 COSTS = st.builds(Cost, call=st.floats(0, 100), pair=st.floats(0, 1))
