@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,39 @@ def isoformer(package: Path) -> Callable[[Inputs], np.ndarray]:
     return lambda inputs: session.run(inputs)["sentence_embedding"]
 
 
+def isoformer_variant(package: Path, precision: str | None = None) -> Callable[[Inputs], np.ndarray]:
+    """The variant of a precision, by default the one that the package was exported for, as it is without tuning."""
+    from isoformer.runtime import Session, load
+
+    loaded = load(package)
+    session = Session(loaded, variant=loaded.fastest("cpu", precision))
+    return lambda inputs: session.run(inputs)["sentence_embedding"]
+
+
+def isoformer_tuned(package: Path, precision: str | None = None) -> Callable[[Inputs], np.ndarray]:
+    """What `isoformer tune` has chosen on this machine for each shape."""
+    from isoformer.runtime import Session, load, tuning
+
+    loaded = load(package)
+    record = tuning.read(loaded, "cpu", loaded.precision_of(loaded.fastest("cpu", precision)))
+    if record is None or not record.table:
+        sys.exit(f"{package} has not been tuned here: isoformer tune {package}")
+    session = Session.fastest(loaded, precision=precision)
+    return lambda inputs: session.run(inputs)["sentence_embedding"]
+
+
 ENGINES: dict[str, Callable[[Path], Callable[[Inputs], np.ndarray]]] = {
     "isoformer": isoformer,
+    "isoformer-variant": isoformer_variant,
+    "isoformer-tuned": isoformer_tuned,
+    "isoformer-variant-float32": partial(isoformer_variant, precision="float32"),
+    "isoformer-tuned-float32": partial(isoformer_tuned, precision="float32"),
     "onnxruntime-bare": onnxruntime_bare,
     "onnxruntime-default": onnxruntime_default,
     "torch-eager": torch_eager,
     "torch-compile": torch_compile,
 }
+UNASKED = ("isoformer", "onnxruntime-bare", "onnxruntime-default", "torch-eager", "torch-compile")
 BASELINES = ("torch-eager", "torch-compile")
 TURN_SECONDS = 0.4
 
@@ -210,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--shapes", default=",".join(map(str, range(len(SHAPES)))), help=f"numbers of {SHAPES}")
-    parser.add_argument("--engines", default=",".join(ENGINES), help="with commas")
+    parser.add_argument("--engines", default=",".join(UNASKED), help=f"with commas, of {', '.join(ENGINES)}")
     parser.add_argument("--package", type=Path, help="a MiniLM package that is there already")
     parser.add_argument("--out", type=Path, help="write the JSON lines here, not to standard output")
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)

@@ -10,6 +10,7 @@ from isoformer.runtime.tuning import Choice, Round, Shape
 
 LEAST_TURNS = 3
 CLEARLY = 1.02  # times faster, in three turns out of four
+NOISE = 1.01  # the same: slower than the baseline by more is never chosen
 WORTH = 1.05  # the same, for a graph that is opened beside another
 NEAR = 1.1  # times slower than the best and still worth trying with other settings
 MOST = 3  # choices of a shape that the next stage varies
@@ -55,7 +56,14 @@ def decide(rounds: Sequence[Round], baseline: Choice, *, together: bool = False)
     while len(chosen) < len(shapes):
         left = [shape for shape in shapes if shape not in chosen]
         served = {c: [s for s in left if c in good[s]] for c in dict.fromkeys(c for s in left for c in good[s])}
-        best = max(served, key=lambda c: (len(served[c]), sum(_speed(rounds, s, c, baseline) for s in served[c])))
+        most = max(map(len, served.values()))
+        speeds = {
+            c: float(np.mean([_speed(rounds, s, c, baseline) for s in there]))
+            for c, there in served.items()
+            if len(there) == most
+        }
+        even = [c for c in speeds if speeds[c] > max(speeds.values()) - np.log2(CLEARLY)]
+        best = min(even, key=lambda c: (_settings(c), -speeds[c]))
         chosen |= dict.fromkeys(served[best], best)
     return {shape: chosen[shape] for shape in shapes}
 
@@ -66,14 +74,14 @@ def _good(rounds: Sequence[Round], shape: Shape, baseline: Choice) -> list[Choic
     for choice in _simple_first(rounds, shape, baseline):
         if clearly_faster(ratios(rounds, shape, choice, best)):
             best = choice
-    if best == baseline or not clearly_faster(ratios(rounds, shape, best, baseline)):
-        return [baseline]
+    if not clearly_faster(ratios(rounds, shape, best, baseline)):
+        best = baseline
     others = [
         choice
         for choice in (baseline, *_simple_first(rounds, shape, baseline))
-        if (choice == baseline or clearly_faster(ratios(rounds, shape, choice, baseline)))
-        and len(ratios(rounds, shape, choice, best)) >= LEAST_TURNS
+        if len(ratios(rounds, shape, choice, best)) >= LEAST_TURNS
         and not clearly_faster(ratios(rounds, shape, best, choice), WORTH)
+        and not clearly_faster(ratios(rounds, shape, baseline, choice), NOISE)
     ]
     return list(dict.fromkeys((best, *others)))
 

@@ -14,11 +14,13 @@ from isoformer.runtime.cases import Arrays
 from isoformer.runtime.cost import Cost
 from tests.conftest import export_encoder
 
-COSTS = st.builds(Cost, call=st.floats(0, 100), pair=st.floats(0, 1))
+COSTS = st.builds(Cost, call=st.floats(0, 100), pair=st.floats(0, 1), packed=st.booleans())
 LENGTHS = st.lists(st.integers(1, 40), max_size=11)
 
 
 def total(groups: list[np.ndarray], lengths: list[int], cost: Cost) -> float:
+    if cost.packed:  # padding costs nothing: every sequence what it costs alone, and the calls
+        return sum(cost.call + sum(cost(1, lengths[index]) - cost.call for index in group) for group in groups)
     return sum(cost(len(group), max(lengths[index] for index in group)) for group in groups)
 
 
@@ -56,6 +58,7 @@ def test_costs_decide() -> None:
     assert [sorted(group) for group in plan(lengths, Cost(call=0, pair=0))] == [[0], [2], [3], [1]]
     assert [sorted(group) for group in plan(lengths, Cost(call=10, pair=0))] == [[0, 2], [1, 3]]
     assert [sorted(group) for group in plan(lengths, Cost(call=1000, pair=0))] == [[0, 1, 2, 3]]
+    assert [sorted(group) for group in plan(lengths, Cost(call=10, pair=0, packed=True))] == [[0, 1, 2, 3]]
 
 
 def test_a_cost_is_found_again_in_the_times_of_some_rectangles() -> None:
