@@ -2,8 +2,8 @@
 
     isoformer tune PACKAGE && python -m benchmarks.lists PACKAGE [--precision fp32] [--turns 5]
 
-Four ways on one session, in turns in an order drawn anew: batches of 32 as the texts come, batches of 32 of texts sorted
-by length, the cheapest cut by the provider's rough costs, and by the costs that `isoformer tune` measured here.
+Four ways on one session, in turns in an order drawn anew: batches of 32 as the texts come, batches of 32 of texts
+sorted by length, the cheapest cut by the provider's rough costs, and by the costs that `isoformer tune` measured here.
 Lengths are drawn from a lognormal distribution, half of them under 30 tokens. One JSON object a line: the median time
 of a way, and turn by turn how many times faster it was than sorted batches of 32.
 """

@@ -20,18 +20,25 @@ def plan(
 ) -> list[np.ndarray]:
     """Groups of indices whose rectangles cost the least in all; every index stands in one of them.
 
+    The least of all cuts of the sorted sequences; only a `crowd` can make another grouping cheaper.
+
     lengths: of each sequence. most_rows: of one group. Groups come from short to long, and so do their members.
     """
     cost = cost or Cost()
     order = np.argsort(lengths, kind="stable")
     widths = [int(lengths[index]) for index in order]
     count, most_rows = len(order), most_rows or len(order)
+    tokens = np.concatenate(([0], np.cumsum(widths))).tolist()
     alone = np.concatenate(([0.0], np.cumsum(cost.of(np.array(widths, np.float64))))).tolist()
+
+    def packed(begin: int, end: int) -> float:
+        return cost.call + alone[end] - alone[begin] + cost.crowd * (tokens[end] - tokens[begin]) ** 2
+
     # Sorted sequences are cut into runs: a group that skipped one could exchange it and would be no dearer.
     best, start = [0.0] + [np.inf] * count, [0] * (count + 1)
     for end in range(1, count + 1):
         for begin in range(end - 1, max(0, end - most_rows) - 1, -1):
-            own = cost.call + alone[end] - alone[begin] if cost.packed else cost(end - begin, widths[end - 1])
+            own = packed(begin, end) if cost.packed else cost(end - begin, widths[end - 1])
             total = best[begin] + own
             if total < best[end] * (1 - 1e-12):  # not by rounding alone: of equals the last group is the small one
                 best[end], start[end] = total, begin

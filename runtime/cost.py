@@ -14,13 +14,15 @@ class Cost:
 
     call: of every run, whatever its size. pair: of one query and one key. step: widths are rounded up to multiples of
     it, where a shape that was not seen before costs time of its own. packed: padding costs nothing, so only the real
-    tokens of a rectangle count.
+    tokens of a rectangle count. crowd: of any two tokens of one run, since what large batches compute leaves the
+    caches.
     """
 
     call: float = 50.0
     pair: float = 1 / 550
     step: int = 1
     packed: bool = False
+    crowd: float = 0.0
 
     def width(self, length: int) -> int:
         """How wide a rectangle is whose longest sequence is of that length."""
@@ -28,10 +30,11 @@ class Cost:
 
     def __call__(self, rows: int, length: int) -> float:
         width = self.width(length)
-        return self.call + rows * width * (1 + self.pair * width)
+        tokens = rows * width
+        return self.call + tokens * (1 + self.pair * width + self.crowd * tokens)
 
     def of(self, lengths: np.ndarray) -> np.ndarray:
-        """Of each sequence alone, without the call: (n,) lengths → (n,)."""
+        """Of each sequence, without the call and the crowd: (n,) lengths → (n,)."""
         return lengths * (1 + self.pair * lengths)
 
     @classmethod
@@ -53,30 +56,30 @@ class Cost:
         Whether padding costs is whichever explains the times better; each counts by its relative error. None where
         they are too few, or do not grow with the tokens.
         """
-        if len(times) < 4:
+        if len(times) < 5:
             return None
         seconds = np.array(list(times.values()))
         found: list[tuple[float, Cost]] = []
         for packed in (False, True):
             tokens = np.array([real if packed else rows * width for rows, width, real in times], np.float64)
             widths = np.array([real / rows if packed else width for rows, width, real in times], np.float64)
-            terms = np.stack((np.ones_like(tokens), tokens, tokens * widths), 1) / seconds[:, None]
-            call, token, pair = _least_squares(terms)
+            terms = np.stack((np.ones_like(tokens), tokens, tokens * widths, tokens**2), 1) / seconds[:, None]
+            factors = _least_squares(terms)
+            call, token, pair, crowd = factors.tolist()
             if token * tokens.max() > 1e-3 * call:
-                error = float(np.abs(terms @ (call, token, pair) - 1).sum())
-                found.append((error, cls(call / token, pair / token, step, packed)))
+                error = float(np.abs(terms @ factors - 1).sum())
+                found.append((error, cls(call / token, pair / token, step, packed, crowd / token)))
         return min(found, key=lambda one: one[0])[1] if found else None
 
 
-def _least_squares(terms: np.ndarray) -> tuple[float, float, float]:
-    """(n, 3) → the three factors, none below 0, with which the terms add up to 1 as closely as they can."""
-    kept = np.ones(3, bool)
+def _least_squares(terms: np.ndarray) -> np.ndarray:
+    """(n, m) → m factors, none below 0, with which the terms add up to 1 as closely as they can."""
+    kept = np.ones(terms.shape[1], bool)
     while True:
-        factors = np.zeros(3)
+        factors = np.zeros(terms.shape[1])
         factors[kept] = np.linalg.lstsq(terms[:, kept], np.ones(len(terms)), rcond=None)[0]
         if (factors >= 0).all():
-            call, token, pair = factors.tolist()
-            return call, token, pair
+            return factors
         kept &= factors >= 0
 
 
