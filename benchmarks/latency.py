@@ -127,8 +127,7 @@ def isoformer_tuned(package: Path, precision: str | None = None) -> Callable[[In
     from isoformer.runtime import Session, load, tuning
 
     loaded = load(package)
-    record = tuning.read(loaded, "cpu", loaded.precision_of(loaded.fastest("cpu", precision)))
-    if record is None or not record.table:
+    if tuning.in_use(loaded, "cpu", precision) is None:
         sys.exit(f"{package} has not been tuned here: isoformer tune {package}")
     session = Session.fastest(loaded, precision=precision)
     return lambda inputs: session.run(inputs)["sentence_embedding"]

@@ -99,11 +99,9 @@ class Session:
         tuning.json that cannot be read.
         """
         package = path if isinstance(path, Package) else load(path)
-        variant = package.fastest(provider, precision)
-        bound = package.precision_of(variant)
-        record = None if threads is not None else tuning.read(package, provider, bound)
-        if record is None or not record.table:
-            return cls(package, provider, threads=threads, variant=variant)
+        record = None if threads is not None else tuning.in_use(package, provider, precision)
+        if record is None:
+            return cls(package, provider, threads=threads, variant=package.fastest(provider, precision))
         several = record if len(record.choices) > 1 else None
         session = cls(package, provider, **record.choices[0].options(), record=several)
         session.cost = record.cost or session.cost

@@ -215,6 +215,12 @@ def read(package: Package, provider: str, precision: str) -> Record | None:
     return record
 
 
+def in_use(package: Package, provider: str, precision: str | None = None) -> Record | None:
+    """The record that `Session.fastest` goes by, None where it takes the default graph. Raises as `read` does."""
+    record = read(package, provider, package.precision_of(package.fastest(provider, precision)))
+    return record if record is not None and record.table else None
+
+
 def write(package: Package, provider: str, precision: str, record: Record) -> None:
     """Files this machine's record, whole or not at all; those of other machines stay. Raises IsoformerError."""
     whole, here = _whole(package), _here(package)
