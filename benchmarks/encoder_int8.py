@@ -1,4 +1,4 @@
-"""What 8 bits cost MiniLM's embeddings, by the way of quantizing: 1,000 sentences of newsgroups beside float32.
+"""What 8 bits cost MiniLM's embeddings, plain and smoothed: 1,000 sentences of newsgroups beside float32.
 
     python -m benchmarks.encoder_int8 [--out FILE.jsonl]
 
@@ -11,8 +11,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,7 @@ from isoformer.runtime.tasks import embed
 
 NEWSGROUPS = ROOT / ".assets/orangecontrib/text/datasets/20newsgroups-test.tab"
 COUNT = 1000
-WAYS: dict[str, tuple[bool, Callable[[ir.Model], int]]] = {
-    "plain, one scale for everything": (False, partial(quantize.int8, one_scale=lambda _x: True)),
-    "plain, one scale behind norms": (False, quantize.int8),
-    "plain, a scale a row": (False, partial(quantize.int8, by_rows=True)),
-    "smoothed, one scale for everything": (True, partial(quantize.int8, one_scale=lambda _x: True)),
-    "smoothed, one scale behind norms and attention": (True, encoder_variants.WAYS[0]),
-    "smoothed, one scale behind norms": (True, quantize.int8),
-    "smoothed, a scale a row": (True, partial(quantize.int8, by_rows=True)),
-}
+WAYS = {"plain": False, "smoothed": True}
 
 
 def sentences() -> list[str]:
@@ -67,12 +58,12 @@ def vectors() -> Iterator[tuple[str, np.ndarray]]:
         looked_at = encoder_variants._sentences(folder, plain, None)
         smoothed = encoder_variants._smoothed(source.model.eval(), edge, plain, looked_at)
         graphs = {False: to_onnx(source.model, edge, 23), True: to_onnx(smoothed, edge, 23)}
-        ways = {"float32": (False, lambda _graph: 0), **WAYS}
-        for way, (is_smoothed, rewrite) in ways.items():
+        for way, is_smoothed in {"float32": False, **WAYS}.items():
             found = encoder_variants.padding_free_form(graphs[is_smoothed])
             if found is None:
                 sys.exit("MiniLM has no padding-free form")
-            rewrite(found[0])
+            if way != "float32":
+                quantize.int8(found[0])
             ir.save(found[0], folder / "model.onnx")
             yield way, embed.embeddings(Session(Package(folder, {"task": source.task}, plain)), texts, truncate=True)
 

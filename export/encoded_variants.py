@@ -6,7 +6,7 @@ are the same. Each graph's error against the float64 reference, over the grid of
 besides; twice the largest is what `isoformer verify` holds it to.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
+from isoformer.export import quantize
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress
 from isoformer.export.package import Part
-from isoformer.export.variants import GATES, TEXT, WAYS, Made, Score, described, file_of, keep
+from isoformer.export.variants import GATES, TEXT, Made, Score, described, file_of, keep
 from isoformer.runtime import audio, padding
 from isoformer.runtime.binding import CrossDecoder
 from isoformer.runtime.cases import Arrays
@@ -83,25 +84,19 @@ def make(
     exact: Sessions = {name: open_(name) for name in parts}
     asked = list(_windows(exact, task, Path(sample)) if isinstance(sample, Path) else _texts(exact, task, sample))
     answers = [_answer(exact, task, question) for question in asked]
-    missed: ExportError | None = None
-    for number, way in enumerate(WAYS[PRECISION]):
-        progress(NAME, number, len(WAYS[PRECISION]))
-        entries = {name: one for name in (ENCODER, DECODER) if (one := _write(folder, name, way)) is not None}
-        if not entries:
-            raise ExportError(f"there is no product in these graphs that {PRECISION} is for")
-        low = {name: open_(name, entries.get(name)) for name in parts}
-        try:
-            found = gate(exact, low, asked, answers)
-        except ExportError as error:
-            missed = error
-            continue
-        made = {name: Made() for name in entries}
-        for name, one in entries.items():
-            one |= {"gate": found, "tolerances": tolerances(low[name], parts[name].evidence)}
-            keep(made[name], folder, NAME, one, [])
-        progress(NAME, 1, 1)
-        return made
-    raise missed or ExportError(f"there is no way to {PRECISION}")
+    progress(NAME, 0, 2)
+    entries = {name: one for name in (ENCODER, DECODER) if (one := _write(folder, name)) is not None}
+    if not entries:
+        raise ExportError(f"there is no product in these graphs that {PRECISION} is for")
+    low = {name: open_(name, entries.get(name)) for name in parts}
+    progress(NAME, 1, 2)
+    found = gate(exact, low, asked, answers)
+    made = {name: Made() for name in entries}
+    for name, one in entries.items():
+        one |= {"gate": found, "tolerances": tolerances(low[name], parts[name].evidence)}
+        keep(made[name], folder, NAME, one, [])
+    progress(NAME, 2, 2)
+    return made
 
 
 def gate(exact: Sessions, low: Sessions, asked: Sequence[Question], answers: Sequence[list[int]]) -> dict[str, Any]:
@@ -173,11 +168,11 @@ def _windows(sessions: Sessions, task: dict[str, Any], file: Path) -> Iterator[Q
         yield Question(inputs, mask, prompt.tokens(logits))
 
 
-def _write(folder: Path, name: str, way: Callable[[ir.Model], int]) -> dict[str, Any] | None:
+def _write(folder: Path, name: str) -> dict[str, Any] | None:
     """The graph in 8 bits below variants/, and its entry; None where it has no product that is worth it."""
     graph = ir.load(folder / f"{name}.onnx")
     ir.external_data.load_to_model(graph)
-    if not way(graph):
+    if not quantize.int8(graph):
         return None
     made = described(PRECISION, "plain", name)
     ir.save(graph, file_of(folder, made))

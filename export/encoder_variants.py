@@ -13,7 +13,6 @@ import copy
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,6 @@ PRECISION = "int8"
 COSINE, SPEARMAN, LABELS = 0.998, 0.997, 0.99
 TASKS = ("embed", "classify", "fill-mask")
 MOST_TEXTS = 1024
-# Tried in this order until one passes the gate: the fastest first.
-WAYS = (
-    partial(quantize.int8, one_scale=quantize.is_no_activation),
-    quantize.int8,
-    partial(quantize.int8, by_rows=True),
-)
 
 
 def padding_free_form(graph: ir.Model) -> tuple[ir.Model, list[str]] | None:
@@ -96,31 +89,25 @@ def make(
         return made
     texts = _sentences(folder, plain, text)
     exact = open_("cpu-float32", made.variants["cpu-float32"]) if made.variants else open_(None)
-    name, smoothed = f"cpu-{PRECISION}", _smoothed(model, signature, plain, texts)
-    missed: ExportError | None = None
-    for number, way in enumerate(WAYS):
-        progress(name, number, len(WAYS))
-        graph = to_onnx(smoothed, signature, opset)
-        found = padding_free_form(graph) if made.variants else None
-        graph, zero = found or (graph, [])
-        if not way(graph):
-            raise ExportError(f"there is no product in this graph that {PRECISION} is for")
-        entry = described(PRECISION, "none") | {"zero_at_padding": zero}
-        # Beside the graph, where ONNX Runtime maps it: weights within the file are copied while it opens.
-        ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
-        low = open_(name, entry)
-        try:
-            entry["gate"] = gate(task or {}, plain, exact, low, texts)
-        except ExportError as error:
-            missed = error
-            continue
-        entry["tolerances"] = tolerances(low, evidence, zero)
-        if zero:
-            entry |= _golden(zero, evidence, {output: one["absolute"] for output, one in entry["tolerances"].items()})
-        keep(made, folder, name, entry, [])
-        progress(name, 1, 1)
-        return made
-    raise missed or ExportError(f"there is no way to {PRECISION}")
+    name = f"cpu-{PRECISION}"
+    progress(name, 0, 2)
+    graph = to_onnx(_smoothed(model, signature, plain, texts), signature, opset)
+    found = padding_free_form(graph) if made.variants else None
+    graph, zero = found or (graph, [])
+    if not quantize.int8(graph):
+        raise ExportError(f"there is no product in this graph that {PRECISION} is for")
+    entry = described(PRECISION, "none") | {"zero_at_padding": zero}
+    # Beside the graph, where ONNX Runtime maps it: weights within the file are copied while it opens.
+    ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
+    low = open_(name, entry)
+    progress(name, 1, 2)
+    entry["gate"] = gate(task or {}, plain, exact, low, texts)
+    entry["tolerances"] = tolerances(low, evidence, zero)
+    if zero:
+        entry |= _golden(zero, evidence, {output: one["absolute"] for output, one in entry["tolerances"].items()})
+    keep(made, folder, name, entry, [])
+    progress(name, 2, 2)
+    return made
 
 
 def _keep_padding_free(made: Made, folder: Path, open_: Callable[..., Session], evidence: Evidence) -> None:

@@ -4,8 +4,8 @@
 
     p = max|x|    q = round(127 x / p)    y = p · (q / 127 @ W8) · scale
 
-What comes out of a norm is alike in all rows and may have one scale (DynamicQuantizeLinear), which is faster; not in
-front of a table that is also looked up, the head's, where it costs most.
+One scale for all rows (DynamicQuantizeLinear) would be a little faster, and a row's answer would then depend on the
+other rows: docs/decisions/variants.md.
 
 4 bits: blocks of 32 values down each column of W, each with a scale d and an offset m; the activations stay
 float32 (MatMulNBits rounds them to 8 bits by blocks where the processor is faster so):
@@ -13,7 +13,7 @@ float32 (MatMulNBits rounds them to 8 bits by blocks where the processor is fast
     W = d · (w - 8) + (m + 8 d),  w = 0 … 15      y = x @ [d · (w - 8)] + [sums of x by blocks] @ [m + 8 d]
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,14 @@ from isoformer.export.edit import array, initializer, remove_unused
 MICROSOFT = "com.microsoft"
 SMALLEST = 256  # values of a weight that is worth it
 BLOCK = 32
-NORMS = ("RMSNormalization", "LayerNormalization")
 
 
-def int8(model: ir.Model, *, by_rows: bool = False, one_scale: Callable[[ir.Value | None], bool] | None = None) -> int:
+def int8(model: ir.Model) -> int:
     """Every product with a constant matrix in 8 bits; returns how many.
 
-    by_rows: what comes out of a norm has a scale for each row as well, which is slower and nearer. one_scale: which
-    activations have one scale for all rows otherwise; by default those that come out of a norm.
     A table that is also looked up, such as tied embeddings, is kept once, in 8 bits.
     """
-    none: Callable[[ir.Value | None], bool] = lambda _x: False  # noqa: E731
-    return _rewrite(model, lambda _weight, _tied: False, none if by_rows else one_scale or is_normed)
+    return _rewrite(model, lambda _weight, _tied: False)
 
 
 def int4(model: ir.Model) -> int:
@@ -43,14 +39,12 @@ def int4(model: ir.Model) -> int:
 
     So are those whose columns are no whole number of blocks.
     """
-    return _rewrite(model, lambda weight, tied: not tied and weight.shape[0] % BLOCK == 0, lambda _x: False)
+    return _rewrite(model, lambda weight, tied: not tied and weight.shape[0] % BLOCK == 0)
 
 
-def _rewrite(
-    model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool], one_scale: Callable[[ir.Value | None], bool]
-) -> int:
+def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool]) -> int:
     graph = model.graph
-    rows, whole, blocks = _once(_rows), _once(_whole), _once(_block_sums)
+    rows, blocks = _once(_rows), _once(_block_sums)
     found = [(node, *weight) for node in list(graph) if (weight := _weight(node)) is not None]
     tables: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value]] = {}
     for number, (node, source, tied) in enumerate(found):
@@ -64,14 +58,7 @@ def _rewrite(
                 scale = np.maximum(np.abs(values).max(axis, keepdims=True), 1e-30) / 127
                 table = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
                 tables[source, tied] = build.weight(table), build.weight(scale.astype(np.float32).reshape(-1), "scale")
-            result = _in_8_bits(
-                build,
-                x,
-                *tables[source, tied],
-                rows,
-                None if tied or not one_scale(x) else whole,
-                flipped=tied,
-            )
+            result = _in_8_bits(build, x, *tables[source, tied], rows, flipped=tied)
         _take_over(graph, node, result)
     for (source, tied), (table, scale) in tables.items():
         for use in list(source.uses()):
@@ -83,11 +70,8 @@ def _rewrite(
     return len(found)
 
 
-def _in_8_bits(build: "_Builder", x: Any, table: Any, scale: Any, rows: Any, whole: Any, *, flipped: bool) -> ir.Value:
+def _in_8_bits(build: "_Builder", x: Any, table: Any, scale: Any, rows: Any, *, flipped: bool) -> ir.Value:
     weight = build("Transpose", [table], perm=[1, 0]) if flipped else table
-    if whole is not None:
-        quantized, step, zero = whole(build, x)
-        return build("MatMulIntegerToFloat", [quantized, weight, step, scale, zero], domain=MICROSOFT)
     quantized, peak = rows(build, x)
     unit, zero = build.constant("unit", np.float32(1 / 127)), build.constant("zero", np.uint8(128))
     # With these scales in the operator itself, no optimizer of ONNX Runtime takes p for a scalar.
@@ -101,29 +85,6 @@ def _rows(build: "_Builder", x: ir.Value) -> tuple[ir.Value, ir.Value]:
     peak = build("ReduceMax", [build("Abs", [x]), build.constant("last", np.array([-1]))], keepdims=1)
     unit, zero = build.constant("unit", np.float32(1 / 127)), build.constant("zero", np.uint8(128))
     return build("QuantizeLinear", [build("Div", [x, peak]), unit, zero]), peak
-
-
-def is_normed(x: ir.Value | None) -> bool:
-    """Whether it comes out of a norm, times a constant or not."""
-    producer = x.producer() if x is not None else None
-    if (
-        producer is not None
-        and producer.op_type == "Mul"
-        and any(y and y.const_value is not None for y in producer.inputs)
-    ):
-        producer = next((y.producer() for y in producer.inputs if y is not None and y.const_value is None), None)
-    return producer is not None and producer.op_type in NORMS
-
-
-def is_no_activation(x: ir.Value | None) -> bool:
-    """Whether it comes out of a norm or of attention, whose rows are more alike than those of a GELU."""
-    producer = x.producer() if x is not None else None
-    return is_normed(x) or (producer is not None and producer.op_type in ("Attention", "If"))
-
-
-def _whole(build: "_Builder", x: ir.Value) -> Sequence[ir.Value]:
-    """q, its step and its zero, the same for all of x."""
-    return build.several("DynamicQuantizeLinear", [x], 3)
 
 
 def _in_4_bits(build: "_Builder", x: Any, values: np.ndarray, blocks: Any) -> ir.Value:
@@ -212,13 +173,6 @@ class _Builder:
         node.outputs[0].name = name
         self.graph.insert_before(self.place, node)
         return node.outputs[0]
-
-    def several(self, kind: str, inputs: list[Any], count: int) -> Sequence[ir.Value]:
-        node = ir.node(kind, inputs, num_outputs=count, name=f"{self.prefix}.{kind}")
-        for number, output in enumerate(node.outputs):
-            output.name = f"{self.prefix}.{kind}.{number}"
-        self.graph.insert_before(self.place, node)
-        return node.outputs
 
     def weight(self, values: np.ndarray, name: str = "weight") -> ir.Value:
         return initializer(self.graph, f"{self.prefix}.{name}", values)

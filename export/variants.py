@@ -13,7 +13,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +52,7 @@ class Gate:
 
 GATES = {"int8": Gate(1.03, 0.85), "int4": Gate(1.12, 0.85)}
 PRECISIONS = ("float32", *GATES)
-# Tried in this order until one passes the gate: the fastest first.
-WAYS: dict[str, tuple[Callable[[ir.Model], int], ...]] = {
-    "int8": (quantize.int8, partial(quantize.int8, by_rows=True)),
-    "int4": (quantize.int4,),
-}
+WAYS: dict[str, Callable[[ir.Model], int]] = {"int8": quantize.int8, "int4": quantize.int4}
 
 
 @dataclass
@@ -123,30 +118,23 @@ def make(
         return made
 
     name, cache = f"cpu-{precision}", "shared" if made.variants else "plain"
-    missed: ExportError | None = None
-    for number, way in enumerate(WAYS[precision]):
-        progress(name, 2 * number, 2 * len(WAYS[precision]))
-        entry, graph = described(precision, cache), _to_quantize(folder, model, signature, opset, precision, windows[0])
-        if cache == "shared":
-            shared_cache.apply(graph, signature.windows, _max_positions(signature))
-        if not way(graph):
-            raise ExportError(f"there is no product in this graph that {precision} is for")
-        residual_norm.apply(graph)
-        # Beside the graph, where ONNX Runtime maps it: weights within the file are held three times while it opens.
-        ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
-        low = Decoder(open_(name, entry))
-        progress(name, 2 * number + 1, 2 * len(WAYS[precision]))
-        try:
-            entry["gate"] = gate(Decoder(session), low, windows[1:], GATES[precision])
-        except ExportError as error:
-            missed = error
-            continue
-        progress(name, 1, 1)
-        keep(made, folder, name, entry, list(_steps(low, references, _own_bounds(low, references), progress, name)))
-        if cache == "shared":
-            _keep_golden(made, folder, name, low.session, runs)
-        return made
-    raise missed or ExportError(f"there is no way to {precision}")
+    progress(name, 0, 2)
+    entry, graph = described(precision, cache), _to_quantize(folder, model, signature, opset, precision, windows[0])
+    if cache == "shared":
+        shared_cache.apply(graph, signature.windows, _max_positions(signature))
+    if not WAYS[precision](graph):
+        raise ExportError(f"there is no product in this graph that {precision} is for")
+    residual_norm.apply(graph)
+    # Beside the graph, where ONNX Runtime maps it: weights within the file are held three times while it opens.
+    ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
+    low = Decoder(open_(name, entry))
+    progress(name, 1, 2)
+    entry["gate"] = gate(Decoder(session), low, windows[1:], GATES[precision])
+    progress(name, 2, 2)
+    keep(made, folder, name, entry, list(_steps(low, references, _own_bounds(low, references), progress, name)))
+    if cache == "shared":
+        _keep_golden(made, folder, name, low.session, runs)
+    return made
 
 
 def _to_quantize(

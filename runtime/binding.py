@@ -1,7 +1,6 @@
 """The steps of a decoder behind its cache, whose keys and values stay ONNX Runtime's own from one step to the next."""
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -61,8 +60,7 @@ class Decoder:
         shared = 0
         if len(prompts) == len(self.tokens) == 1:
             # The last token is computed in any case: its logits are what is asked for.
-            pairs = zip(prompts[0][:-1], self.tokens[0], strict=False)
-            shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            shared = _shared_length(prompts[0][:-1], self.tokens[0])
         self._cut(shared)
         return self.append([prompt[shared:] for prompt in prompts]), shared
 
@@ -96,11 +94,19 @@ class Decoder:
         return [logits[row, begin : begin + len(sequences[row])] for row, begin in enumerate(begins)]
 
     def take(self, rows: Sequence[int]) -> None:
-        """Keeps the sequences `rows`, in that order; one may be taken several times."""
+        """Keeps the sequences `rows`, in that order; one may be taken several times.
+
+        Where two begin with the same tokens, they keep the keys and values of these that they have: what beams share
+        is not copied.
+        """
         if list(rows) == list(range(len(self.tokens))):
             return
-        before, self.tokens = self.length, [list(self.tokens[row]) for row in rows]
-        self._cache.take(rows, before, self.length)
+        before, held = self.length, self.tokens
+        self.tokens = [list(held[row]) for row in rows]
+        if len(rows) == len(held) and isinstance(self._cache, SharedCache):
+            self._cache.exchange(rows, min(map(_shared_length, held, self.tokens)), self.length)
+        else:
+            self._cache.take(rows, before, self.length)
 
     def _step(self, new: Tokens) -> np.ndarray:
         width = max(map(len, new))
@@ -310,11 +316,12 @@ class SharedCache:
         """Nothing: they are where they were."""
 
     def take(self, rows: Sequence[int], _before: int, length: int) -> None:
-        if len(rows) == len(self._arrays[0]):
-            for array in self._arrays:
-                array[:, :, :length] = array[rows, :, :length]
-        else:
-            self._renew(len(rows), self._arrays[0].shape[2], [array[rows, :, :length] for array in self._arrays])
+        self._renew(len(rows), self._arrays[0].shape[2], [array[rows, :, :length] for array in self._arrays])
+
+    def exchange(self, rows: Sequence[int], start: int, end: int) -> None:
+        """Each row becomes the one that `rows` names; they differ in the places from `start` to `end` alone."""
+        for array in self._arrays:
+            array[:, :, start:end] = array[rows, :, start:end]
 
     def cut(self, length: int) -> None:
         """Nothing: what stands behind the end is not read."""
@@ -336,6 +343,12 @@ class SharedCache:
             array[:, :, : old.shape[2]] = old
         make = onnxruntime_module().OrtValue.ortvalue_from_numpy
         self._arrays, self._values, self._binding = arrays, [make(array) for array in arrays], None
+
+
+def _shared_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (x, y) in pairs if x != y), min(len(one), len(other)))
 
 
 def _present(spec: TensorSpec) -> str:

@@ -120,8 +120,7 @@ def generate(
 ) -> list[list[int]]:
     """The new tokens of each prompt, in order; prompts of like length share a batch.
 
-    In float32 what a prompt gets does not depend on the others: each has draws of its own, of (seed, its number). In
-    8 bits the whole batch shares some scales, so that neighbours move a prompt's logits within the variant's tolerance.
+    What a prompt gets does not depend on the others: each has draws of its own, of (seed, its number).
     Raises InputError for a prompt that is empty, leaves no room or holds an id out of the vocabulary.
     """
     result: list[list[int]] = [[] for _ in prompts]

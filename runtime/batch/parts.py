@@ -15,6 +15,11 @@ from isoformer.runtime.batch.folder import Folder, Part, write_whole
 from isoformer.runtime.batch.rows import SHOWN, Chunk, Row
 from isoformer.runtime.extras import library
 
+try:
+    import orjson
+except ModuleNotFoundError:
+    orjson = None
+
 ROW_GROUP = 32 * 2**20  # bytes that are gathered before they are written as one row group
 
 Result = Mapping[str, Any]  # a row's new columns
@@ -80,8 +85,10 @@ def _bad_line(row: Row, values: Mapping[str, Any], reason: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON; of float32 the nine digits that say each number exactly, which take a third of the time of seventeen."""
+    """JSON. Numbers of float32 arrays have digits enough to say each exactly."""
     if isinstance(value, np.ndarray):
+        if orjson is not None:  # a sixth of the time, which counts: a row of MiniLM takes 400 µs in all
+            return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
         if np.isfinite(value).all():
             return f"[{', '.join(['%.9g'] * len(value))}]" % tuple(value.tolist())
         value = value.tolist()

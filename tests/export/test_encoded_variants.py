@@ -114,7 +114,6 @@ def test_a_variant_that_nothing_holds_is_refused(package, tmp_path, broken):
 
 def test_what_misses_its_gate_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setitem(variants.GATES, "int8", variants.Gate(0.5, 0.85))
-    monkeypatch.setitem(variants.WAYS, "int8", variants.WAYS["int8"][:1])
     with pytest.raises(ExportError, match=r"quality gate is missed: perplexity .* \(at most 0.5\)"):
         written(tmp_path / "low")
     assert not list(tmp_path.iterdir())

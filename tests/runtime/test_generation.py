@@ -75,6 +75,19 @@ def test_rows_that_are_taken(generator: Session, ids: Ids) -> None:
         np.testing.assert_allclose(logits[row], whole(generator, tokens)[-1], rtol=0, atol=bound(generator))
 
 
+def test_beams_that_part_late_keep_what_they_share(generator: Session) -> None:
+    """In another order, and twice: at each step every row is what its own tokens make it."""
+    rng = np.random.default_rng(3)
+    decoder, stem = Decoder(generator), rng.integers(0, 250, 17).tolist()
+    decoder.start([stem, stem, stem])
+    for taken in ([0, 1, 2], [2, 0, 0], [1, 1, 0], [0, 2, 1], [2, 2, 2], [1, 0, 2]):
+        decoder.take(taken)
+        logits = decoder.append(rng.integers(0, 250, (3, 1)).tolist())
+        for row, tokens in enumerate(decoder.tokens):
+            np.testing.assert_allclose(logits[row], whole(generator, tokens)[-1], rtol=0, atol=bound(generator))
+    assert len({tuple(tokens) for tokens in decoder.tokens}) == 3
+
+
 def test_a_prompt_that_begins_as_the_cache_does(generator: Session, ids: Ids) -> None:
     first, second = ids("once upon a time there was"), ids("once upon a fox there")
     shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)

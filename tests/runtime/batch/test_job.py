@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from isoformer.runtime import InputError, PackageError, Session, load, tuning
-from isoformer.runtime.batch import Job, folder, job, run
+from isoformer.runtime.batch import Job, folder, job, parts, run
 from isoformer.runtime.batch.rows import Source
 from isoformer.runtime.generation import Settings
 from isoformer.runtime.tasks import embed, generate
@@ -328,3 +329,14 @@ def test_a_package_that_was_tuned_meanwhile_is_another_job(
     with pytest.raises(InputError, match="differs in tuned"):
         run(made)
     assert run(made, force=True).computed == 5
+
+
+def test_numbers_of_float32_are_exact_with_orjson_and_without(monkeypatch):
+    exact = np.random.default_rng(0).standard_normal(500).astype(np.float32) * np.float32(10) ** np.arange(
+        -38, 37, 0.15
+    )
+    exact = exact.astype(np.float32)
+    for library in (orjson, None):
+        monkeypatch.setattr(parts, "orjson", library)
+        assert (np.array(json.loads(parts._json(exact)), np.float32) == exact).all()
+        assert json.loads(parts._json(np.array([1, np.nan, np.inf], np.float32))) == [1, None, None]
