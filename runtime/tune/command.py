@@ -64,7 +64,7 @@ def _jobs(
 ) -> Iterator[job.Job]:
     """One for each graph and provider."""
     bound = None if precision is None else precision_name(precision)
-    providers = [provider] if provider else _offered(package, bound)
+    providers = [provider] if provider else offered(package, bound)
     if bound is not None:
         for name in providers:
             package.refuse_precision(name, bound)
@@ -75,15 +75,17 @@ def _jobs(
             yield job.Job(part, name, part.precision_of(part.fastest(name, own)), found, minutes)
 
 
-def _offered(package: Package, bound: str | None) -> list[str]:
-    """The providers that are installed here, and that the package has graphs for: the canonical one is for the CPU."""
-    own = {
-        variant["provider"]
-        for part in package.graphs.values()
-        for variant in part.variants.values()
-        if bound is None or variant["precision"] == bound
-    }
-    return [name for name in installed() if name == "cpu" or (name == "openvino" and name in own)]
+def offered(package: Package, bound: str | None) -> list[str]:
+    """The providers that are installed and that the package has graphs for, of that precision if one is given.
+
+    The canonical graph counts for the CPU alone; CUDA must be asked for.
+    """
+    parts = package.graphs.values()
+    own = {"cpu"} | {v["provider"] for part in parts for v in part.variants.values() if v["provider"] != "cuda"}
+    found = [name for name in installed() if name in own]
+    if bound is None:
+        return found
+    return [name for name in found if any(bound in part.precisions(name) for part in parts)] or found[:1]
 
 
 def _warn(record: Record) -> None:

@@ -13,6 +13,8 @@ import onnx
 import pytest
 
 from isoformer.runtime import Session, load, tuning
+from isoformer.runtime.package import MANIFEST
+from isoformer.runtime.tune import command
 
 SHAPES = ("--shapes", "1x7,3x11:23")
 
@@ -23,8 +25,8 @@ def package(copy_package: Callable[..., Path]) -> Path:
 
 
 def test_a_killed_run_leaves_what_it_measured_and_no_process(package: Path, isoformer: Callable) -> None:
-    command = [sys.executable, "-m", "isoformer.runtime.cli", "tune", str(package), *SHAPES]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    words = [sys.executable, "-m", "isoformer.runtime.cli", "tune", str(package), *SHAPES]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while len(rounds := measured(package)) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -90,6 +92,21 @@ def test_inspect_tells_what_was_tuned(package: Path, isoformer: Callable) -> Non
     tuning.write(load(package), "cpu", "float32", tuning.Record(table={tuning.Shape(1, 7, 7): tuning.Choice()}))
     assert "for model cpu float32" in isoformer("inspect", package).stdout
     assert json.loads(isoformer("inspect", package, "--json").stdout)["tuned"].startswith("here (")
+
+
+def test_installed_providers_that_have_graphs_are_offered(
+    package: Path, sign: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "installed", lambda: ["cpu", "cuda", "openvino"])
+    assert command.offered(load(package), None) == ["cpu"]
+    manifest = json.loads((package / MANIFEST).read_text())
+    rough = manifest["variants"]["cpu-float32"] | {"provider": "openvino", "precision": "bfloat16"}
+    manifest["variants"]["openvino-bfloat16"] = rough
+    (package / MANIFEST).write_text(json.dumps(manifest))
+    sign(package)
+    assert command.offered(load(package), None) == ["cpu", "openvino"]
+    assert command.offered(load(package), "bfloat16") == ["openvino"]
+    assert command.offered(load(package), "int8") == ["cpu"]  # which will say that there is none
 
 
 @pytest.mark.parametrize(
