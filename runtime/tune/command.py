@@ -50,6 +50,9 @@ def tune(
         with progress() as show, Workers(one.package, one.provider) as workers:
             try:
                 job.run(one, record, workers, show)
+            except KeyboardInterrupt:
+                err.print("interrupted; what was measured is kept, and the same command goes on", soft_wrap=True)
+                raise typer.Exit(130) from None
             finally:
                 _warn(record)
         if as_json:

@@ -6,6 +6,7 @@ It ends with its input, so also with whoever started it.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -100,4 +101,7 @@ def time_once(function: Callable[[], Any]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # whoever started it was killed
+        os._exit(1)
