@@ -10,6 +10,7 @@ import numpy as np
 
 from isoformer.runtime import tuning
 from isoformer.runtime.by_shape import ByShape
+from isoformer.runtime.checks import SeenShapes
 from isoformer.runtime.cost import cost_on
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
 from isoformer.runtime.package import WEIGHTS, Package, TensorSpec, load
@@ -69,6 +70,7 @@ class Session:
         self.signature = self.package.signature
         self._inputs = {spec.name: spec for spec in self.signature.inputs}
         self._outputs = [spec.name for spec in self.signature.outputs]
+        self._seen = SeenShapes()
         self.variant = variant
         if variant is not None and self.package.variant(variant)["provider"] != provider:
             raise InputError(f"{variant} is for {self.package.variant(variant)['provider']}, not for {provider}")
@@ -117,7 +119,10 @@ class Session:
         """
         if self.shared_cache:
             raise InputError(f"{self.variant} writes its cache in place; isoformer.runtime.binding.Decoder runs it")
-        feeds = check_inputs(self._inputs, self.signature.axes, inputs, self.signature.sums)
+        feeds = self._seen.feeds(inputs)
+        if feeds is None:
+            feeds = check_inputs(self._inputs, self.signature.axes, inputs, self.signature.sums)
+            self._seen.add(inputs, feeds, _largest(self._inputs, feeds))
         names = self._outputs if outputs is None else list(outputs)
         unknown = [name for name in names if name not in self._outputs]
         if unknown:
@@ -295,14 +300,39 @@ def _checked(
     return array
 
 
-def _check_range(spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
-    """Raises InputError for integers out of their range, which for those along an axis ends with its size."""
+def _range(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, int | None] | None:
+    """The least and the largest integer that it holds, along an axis by its size; None where anything goes."""
     if spec.kind == "mask" or (spec.kind == "value" and (spec.high is None or spec.dtype.startswith("float"))):
-        return
+        return None
     low, most = spec.low, spec.high - 1 if spec.high is not None else None
     if spec.along is not None:
         size = sizes.get(spec.along)
         most = size - 1 if size is not None and spec.kind == "indices" else size
+    return low, most
+
+
+def _largest(specs: Mapping[str, TensorSpec], feeds: Mapping[str, np.ndarray]) -> dict[str, int] | None:
+    """The largest value of each input whose values are checked; None unless they are whole numbers from 0 on."""
+    sizes = {str(axis): n for name, a in feeds.items() for axis, n in zip(specs[name].axes, a.shape, strict=True)}
+    found: dict[str, int] = {}
+    for name, array in feeds.items():
+        spec = specs[name]
+        ends = (0, 1) if spec.kind == "mask" else _range(spec, sizes)
+        if ends is None or array.dtype == bool:
+            continue
+        low, most = ends
+        if low != 0 or array.dtype.kind not in "iu" or (spec.along is not None and spec.along not in sizes):
+            return None
+        found[name] = int(np.iinfo(array.dtype).max) if most is None else most
+    return found
+
+
+def _check_range(spec: TensorSpec, array: np.ndarray, sizes: Mapping[str, int]) -> None:
+    """Raises InputError for integers out of their range."""
+    ends = _range(spec, sizes)
+    if ends is None:
+        return
+    low, most = ends
     if array.size and (array.min() < low or (most is not None and array.max() > most)):
         upwards = "up" if most is None else f"to {most}"
         raise InputError(f"{spec.name} holds values from {array.min()} to {array.max()}; they go from {low} {upwards}")

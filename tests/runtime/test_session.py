@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from isoformer.export.graph import to_onnx
 from isoformer.models.families import encoder
-from isoformer.runtime import InputError, IsoformerError, PackageError, ProviderError, Session, load
+from isoformer.runtime import InputError, IsoformerError, PackageError, ProviderError, Session, checks, load
 from isoformer.runtime.package import Package, Signature, TensorSpec
 from isoformer.runtime.session import check_inputs, first_line
 
@@ -252,6 +252,52 @@ def test_mask_that_is_no_number(session: Session, dtype: str | type) -> None:
 @pytest.mark.parametrize("name", ["input_ids", "attention_mask"])
 def test_what_is_not_an_array(session: Session, name: str, value: object) -> None:
     refused(session, unlike(name, value), f"{name} is a {type(value).__name__}", "numpy array")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("input_ids", 101, "input_ids holds values from"),
+        ("input_ids", -1, "input_ids holds values from -1"),
+        ("token_type_ids", 2, "token_type_ids holds values from"),
+        ("attention_mask", 2, "attention_mask holds values other than 0 and 1"),
+        ("attention_mask", -1, "attention_mask holds values other than 0 and 1"),
+    ],
+)
+def test_a_wrong_value_in_a_shape_that_came_before(session: Session, name: str, value: int, words: str) -> None:
+    inputs = good(3, 5)
+    for order in ("C", "F"):
+        first = session.run(inputs)
+        array = np.array(inputs[name], order=order)
+        array[2, 1] = value
+        refused(session, inputs | {name: array}, words)
+        refused(session, inputs | {name: array.tolist()}, f"{name} is a list")
+        for output, found in session.run(inputs).items():
+            np.testing.assert_array_equal(found, first[output])
+
+
+def test_defaults_and_converted_masks_of_a_shape_that_came_before(session: Session) -> None:
+    """Left out, of other dtypes, and as they are: the same answer each time, whatever came before."""
+    ids = {"input_ids": good(2, 11)["input_ids"]}
+    ones = np.ones((2, 11), np.int64)
+    wanted = session.run(ids | {"attention_mask": ones, "token_type_ids": ones * 0})
+    for _ in range(2):
+        for more in ({}, {"attention_mask": ones == 1}, {"attention_mask": ones * 1.0}, {"token_type_ids": ones * 0}):
+            for output, found in session.run(ids | more).items():
+                np.testing.assert_array_equal(found, wanted[output])
+
+
+def test_more_shapes_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "MOST", 3)
+    seen = checks.SeenShapes()
+    for length in (1, 2, 3, 4, 5, 1):
+        inputs = {"x": np.zeros((1, length), np.int64)}
+        assert seen.feeds(inputs) is None
+        seen.add(inputs, inputs, {"x": 4})
+        found = seen.feeds(inputs)
+        assert found is not None
+        assert found["x"] is inputs["x"]
+    assert len(seen._seen) <= 3
 
 
 def test_a_default_needs_its_sizes() -> None:
