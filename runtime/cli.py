@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from isoformer.runtime import attention_map, demo, gates, tasks, tuning, verify_command
+from isoformer.runtime import attention_map, convert_command, demo, gates, tasks, tuning, verify_command
 from isoformer.runtime import bench as benchmark
 from isoformer.runtime.batch import command as batch_command
 from isoformer.runtime.chat import Chat
@@ -109,6 +109,9 @@ def export(
     provider: Annotated[
         str | None, typer.Option(help="openvino: also write the graph that this provider runs fast (encoders)")
     ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help=f"write another program's folder instead: {convert_command.NAMES}")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the package at OUTPUT")] = False,
 ) -> None:
     """Write MODEL to OUTPUT as a package, verified against PyTorch in float64."""
@@ -120,27 +123,26 @@ def export(
         raise InputError("give --text, or --sound for transcribe, not both")
     sample = None if text is None else "\n".join(_texts([], text))
     source = _export_half("source")
-    package_writer = _export_half("package")
-    package_writer.refuse_taken(output, force=force)
-    found = source.resolve(model, task, option or [])
-    for line in found.notes:
-        err.print(line, highlight=False)
-    with _progress() as show:
-        package = _export_half("exporter").export(
-            found.model,
-            found.signature,
-            output,
-            task=found.task,
-            opset=opset,
-            files=found.files,
-            provenance=found.provenance,
-            precision=chosen,
-            text=sample,
-            sound=sound,
-            providers=() if provider in (None, "cpu") else (provider,),
-            force=force,
-            progress=show,
-        )
+    with convert_command.package_for(output, layout, force=force) as target:
+        found = source.resolve(model, task, option or [])
+        for line in found.notes:
+            err.print(line, highlight=False)
+        with _progress() as show:
+            package = _export_half("exporter").export(
+                found.model,
+                found.signature,
+                target,
+                task=found.task,
+                opset=opset,
+                files=found.files,
+                provenance=found.provenance,
+                precision=chosen,
+                text=sample,
+                sound=sound,
+                providers=() if provider in (None, "cpu") else (provider,),
+                force=force,
+                progress=show,
+            )
     for part in package.graphs.values():
         _print_evidence(part)
     out.print(f"wrote {output}", highlight=False, markup=False, soft_wrap=True)
@@ -163,6 +165,7 @@ def _print_evidence(part: Package) -> None:
         err.print(note, highlight=False, markup=False)
 
 
+app.command("convert")(convert_command.convert)
 app.command(name="verify")(verify_command.verify)
 
 

