@@ -26,22 +26,23 @@ def plan(
     """
     cost = cost or Cost()
     order = np.argsort(lengths, kind="stable")
-    widths = [int(lengths[index]) for index in order]
+    widths = np.asarray(lengths, np.float64)[order]
     count, most_rows = len(order), most_rows or len(order)
-    tokens = np.concatenate(([0], np.cumsum(widths))).tolist()
-    alone = np.concatenate(([0.0], np.cumsum(cost.of(np.array(widths, np.float64))))).tolist()
-
-    def packed(begin: int, end: int) -> float:
-        return cost.call + alone[end] - alone[begin] + cost.crowd * (tokens[end] - tokens[begin]) ** 2
-
+    tokens, alone = (np.concatenate(([0.0], np.cumsum(values))) for values in (widths, cost.of(widths)))
+    rows = np.arange(1, min(most_rows, count) + 1)
     # Sorted sequences are cut into runs: a group that skipped one could exchange it and would be no dearer.
-    best, start = [0.0] + [np.inf] * count, [0] * (count + 1)
+    best, start = np.zeros(count + 1), [0] * (count + 1)
     for end in range(1, count + 1):
-        for begin in range(end - 1, max(0, end - most_rows) - 1, -1):
-            own = packed(begin, end) if cost.packed else cost(end - begin, widths[end - 1])
-            total = best[begin] + own
-            if total < best[end] * (1 - 1e-12):  # not by rounding alone: of equals the last group is the small one
-                best[end], start[end] = total, begin
+        begins = end - rows[:end]  # from the last place on
+        if cost.packed:
+            own = cost.call + alone[end] - alone[begins] + cost.crowd * (tokens[end] - tokens[begins]) ** 2
+        else:
+            own = cost(rows[:end], int(widths[end - 1]))
+        totals = best[begins] + own
+        least = totals.min()
+        # Not by rounding alone: of equals the last group is the small one.
+        start[end] = int(begins[(totals <= least * (1 + 1e-12)).argmax()])
+        best[end] = least
     groups, end = [], count
     while end:
         groups.append(order[start[end] : end])

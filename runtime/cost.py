@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class Cost:
         """How wide a rectangle is whose longest sequence is of that length."""
         return -(-length // self.step) * self.step
 
-    def __call__(self, rows: int, length: int) -> float:
+    def __call__(self, rows: Any, length: int) -> Any:
+        """Of a rectangle, or by an array of numbers of rows, of each."""
         width = self.width(length)
         tokens = rows * width
         return self.call + tokens * (1 + self.pair * width + self.crowd * tokens)
