@@ -5,7 +5,8 @@
 The engines' processes live side by side and take short turns, one working while the others sleep, so
 that a machine whose speed drifts slows all of them alike. JSON lines: machine and versions; one
 object an engine, shape and turn; one an engine and shape with the median over all turns and, turn by
-turn, how many times faster it was than the faster of PyTorch eager and torch.compile. Every engine is
+turn, how many times faster it was than the faster of PyTorch eager and torch.compile (without them: than
+the first engine). Every engine is
 given the same inputs and computes the same outputs (last hidden state and normalised mean), and what
 it answers is compared with the first engine's.
 """
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,13 +113,38 @@ def isoformer(package: Path) -> Callable[[Inputs], np.ndarray]:
     return lambda inputs: session.run(inputs)["sentence_embedding"]
 
 
+def isoformer_variant(package: Path, precision: str | None = None) -> Callable[[Inputs], np.ndarray]:
+    """The variant of a precision, by default the one that the package was exported for, as it is without tuning."""
+    from isoformer.runtime import Session, load
+
+    loaded = load(package)
+    session = Session(loaded, variant=loaded.fastest("cpu", precision))
+    return lambda inputs: session.run(inputs)["sentence_embedding"]
+
+
+def isoformer_tuned(package: Path, precision: str | None = None) -> Callable[[Inputs], np.ndarray]:
+    """What `isoformer tune` has chosen on this machine for each shape."""
+    from isoformer.runtime import Session, load, tuning
+
+    loaded = load(package)
+    if tuning.in_use(loaded, "cpu", precision) is None:
+        sys.exit(f"{package} has not been tuned here: isoformer tune {package}")
+    session = Session.fastest(loaded, precision=precision)
+    return lambda inputs: session.run(inputs)["sentence_embedding"]
+
+
 ENGINES: dict[str, Callable[[Path], Callable[[Inputs], np.ndarray]]] = {
     "isoformer": isoformer,
+    "isoformer-variant": isoformer_variant,
+    "isoformer-tuned": isoformer_tuned,
+    "isoformer-variant-float32": partial(isoformer_variant, precision="float32"),
+    "isoformer-tuned-float32": partial(isoformer_tuned, precision="float32"),
     "onnxruntime-bare": onnxruntime_bare,
     "onnxruntime-default": onnxruntime_default,
     "torch-eager": torch_eager,
     "torch-compile": torch_compile,
 }
+UNASKED = ("isoformer", "onnxruntime-bare", "onnxruntime-default", "torch-eager", "torch-compile")
 BASELINES = ("torch-eager", "torch-compile")
 TURN_SECONDS = 0.4
 
@@ -138,7 +165,10 @@ def worker(engine: str, package: Path) -> None:
 
 
 def summarise(rows: list[dict[str, Any]], engines: list[str]) -> list[dict[str, Any]]:
-    """Of each shape and engine: median ms, times faster than the faster baseline, largest difference of answers."""
+    """Of each shape and engine: median ms, times faster than the faster baseline, largest difference of answers.
+
+    The baselines are PyTorch's, or the first engine where they have no part.
+    """
     result = []
     for batch, length, real in SHAPES:
         here = [row for row in rows if (row["batch"], row["length"]) == (batch, length)]
@@ -146,7 +176,7 @@ def summarise(rows: list[dict[str, Any]], engines: list[str]) -> list[dict[str, 
             continue
         times = {e: np.array([row["median_ms"] for row in here if row["engine"] == e]) for e in engines}
         baselines = [times[name] for name in BASELINES if name in times]
-        best = min(baselines, key=np.median) if baselines else np.full_like(times[engines[0]], np.nan)
+        best = min(baselines, key=np.median) if baselines else times[engines[0]]
         first = np.array(here[0]["answer"])
         for engine in engines:
             answers = [np.array(row["answer"]) for row in here if row["engine"] == engine]
@@ -158,7 +188,7 @@ def summarise(rows: list[dict[str, Any]], engines: list[str]) -> list[dict[str, 
                     "length": length,
                     "real_tokens": real,
                     "median_ms": round(float(np.median(times[engine])), 3),
-                    "times_faster_than_torch": round(float(np.median(ratios)), 3),
+                    f"times_faster_than_{'torch' if baselines else engines[0]}": round(float(np.median(ratios)), 3),
                     "quartiles": [round(float(q), 3) for q in np.quantile(ratios, (0.25, 0.75))],
                     "largest_difference": max(float(np.abs(answer - first).max()) for answer in answers),
                 }
@@ -185,7 +215,9 @@ def environment() -> dict[str, Any]:
 def show(summary: list[dict[str, Any]]) -> None:
     """The summary as a table for people."""
     engines = list(dict.fromkeys(row["summary"] for row in summary))
-    table = Table(title="median ms (times faster than the faster of PyTorch eager and torch.compile)")
+    ratio = next(key for key in summary[0] if key.startswith("times_faster_than_"))
+    best = "the faster of PyTorch eager and torch.compile" if ratio.endswith("_torch") else engines[0]
+    table = Table(title=f"median ms (times faster than {best})")
     table.add_column("batch × length (real tokens)")
     for engine in engines:
         table.add_column(engine, justify="right")
@@ -193,7 +225,7 @@ def show(summary: list[dict[str, Any]]) -> None:
         here = {r["summary"]: r for r in summary if (r["batch"], r["length"], r["real_tokens"]) == shape}
         if not here:
             continue
-        cells = (f"{here[e]['median_ms']:.2f} ({here[e]['times_faster_than_torch']:.2f})" for e in engines)
+        cells = (f"{here[e]['median_ms']:.2f} ({here[e][ratio]:.2f})" for e in engines)
         table.add_row(f"{shape[0]}×{shape[1]} ({shape[2]})", *cells)
     Console(stderr=True).print(table)
 
@@ -210,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--shapes", default=",".join(map(str, range(len(SHAPES)))), help=f"numbers of {SHAPES}")
-    parser.add_argument("--engines", default=",".join(ENGINES), help="with commas")
+    parser.add_argument("--engines", default=",".join(UNASKED), help=f"with commas, of {', '.join(ENGINES)}")
     parser.add_argument("--package", type=Path, help="a MiniLM package that is there already")
     parser.add_argument("--out", type=Path, help="write the JSON lines here, not to standard output")
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)

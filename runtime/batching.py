@@ -6,56 +6,13 @@ padding there is ignored. Keys that are masked between two real ones stay.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from isoformer.runtime.cases import BATCH_AXIS, Arrays, takes_part
-from isoformer.runtime.errors import InputError
+from isoformer.runtime.cost import Cost
 from isoformer.runtime.package import Signature, TensorSpec
 from isoformer.runtime.session import Session, check_inputs
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one run of a rectangle costs, counted in tokens that go through the layers once.
-
-    call: of every run, whatever its size. pair: of one query and one key. step: widths are rounded up to multiples of
-    it, where a shape that was not seen before costs time of its own.
-    """
-
-    call: float = 50.0
-    pair: float = 1 / 550
-    step: int = 1
-
-    def width(self, length: int) -> int:
-        """How wide a rectangle is whose longest sequence is of that length."""
-        return -(-length // self.step) * self.step
-
-    def __call__(self, rows: int, length: int) -> float:
-        width = self.width(length)
-        return self.call + rows * width * (1 + self.pair * width)
-
-    @classmethod
-    def fitted(cls, times: Mapping[tuple[int, int], float]) -> "Cost":
-        """The cost that explains the times of some rectangles, (rows, width) → seconds; three of unlike sizes or more.
-
-        What `isoformer bench` prints will do. Nothing costs less than nothing: noise that says so counts as 0.
-        """
-        terms = np.array([(1, rows * width, rows * width**2) for rows, width in times], np.float64)
-        call, token, pair = np.linalg.lstsq(terms, np.array(list(times.values())), rcond=None)[0]
-        if not token * terms[:, 1].max() > 1e-3 * call:
-            raise InputError("these times do not grow with the tokens; measure larger rectangles")
-        return cls(max(0.0, float(call / token)), max(0.0, float(pair / token)))
-
-
-# From MiniLM's times on two cores, see docs/decisions/openvino.md; others are taken to be like OpenVINO.
-COSTS = {"cpu": Cost(call=16.0, pair=1 / 4700), "openvino": Cost(step=32)}
-
-
-def cost_on(provider: str) -> Cost:
-    """What rectangles cost on a provider, roughly."""
-    return COSTS.get(provider, Cost())
 
 
 def plan(
@@ -63,19 +20,29 @@ def plan(
 ) -> list[np.ndarray]:
     """Groups of indices whose rectangles cost the least in all; every index stands in one of them.
 
+    The least of all cuts of the sorted sequences; only a `crowd` can make another grouping cheaper.
+
     lengths: of each sequence. most_rows: of one group. Groups come from short to long, and so do their members.
     """
     cost = cost or Cost()
     order = np.argsort(lengths, kind="stable")
-    widths = [int(lengths[index]) for index in order]
+    widths = np.asarray(lengths, np.float64)[order]
     count, most_rows = len(order), most_rows or len(order)
+    tokens, alone = (np.concatenate(([0.0], np.cumsum(values))) for values in (widths, cost.of(widths)))
+    rows = np.arange(1, min(most_rows, count) + 1)
     # Sorted sequences are cut into runs: a group that skipped one could exchange it and would be no dearer.
-    best, start = [0.0] + [np.inf] * count, [0] * (count + 1)
+    best, start = np.zeros(count + 1), [0] * (count + 1)
     for end in range(1, count + 1):
-        for begin in range(end - 1, max(0, end - most_rows) - 1, -1):
-            total = best[begin] + cost(end - begin, widths[end - 1])
-            if total < best[end] * (1 - 1e-12):  # not by rounding alone: of equals the last group is the small one
-                best[end], start[end] = total, begin
+        begins = end - rows[:end]  # from the last place on
+        if cost.packed:
+            own = cost.call + alone[end] - alone[begins] + cost.crowd * (tokens[end] - tokens[begins]) ** 2
+        else:
+            own = cost(rows[:end], int(widths[end - 1]))
+        totals = best[begins] + own
+        least = totals.min()
+        # Not by rounding alone: of equals the last group is the small one.
+        start[end] = int(begins[(totals <= least * (1 + 1e-12)).argmax()])
+        best[end] = least
     groups, end = [], count
     while end:
         groups.append(order[start[end] : end])
@@ -90,7 +57,7 @@ def run(
 
     Outputs along the sequence are 0 at padding that was cut off: what a hidden state holds there is not part of the
     mask contract. A model whose padding cannot be seen, or not be cut off, runs as it would have. cost: by default the
-    provider's.
+    session's.
 
     Raises as `Session.run` does.
     """
@@ -102,7 +69,7 @@ def run(
     feeds = check_inputs(specs, signature.axes, inputs, signature.sums)
     axis = _axis(key)
     size = _size(signature, feeds, axis)
-    cost = cost or cost_on(session.provider)
+    cost = cost or session.cost
     begins, ends = _real(key, feeds[key.name], size, "left" in signature.padding)
     groups = plan(np.maximum(ends - begins, signature.axes[axis][0]), cost)
     if len(groups) == 1 and (ends - begins).max(initial=0) == size:

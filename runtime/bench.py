@@ -61,6 +61,17 @@ def time_runs(
     return np.array(times)
 
 
+def waited() -> float:
+    """Seconds that this process's threads were ready and had no processor, so far; 0 where the system does not tell."""
+    total = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(file.read_bytes().split()[1])
+        except (OSError, IndexError):  # the thread has ended
+            continue
+    return total / 1e9
+
+
 def peak_mb() -> float:
     """The largest resident size of this process so far, in MB (10^6 bytes); NaN on Windows, which does not say."""
     status = Path("/proc/self/status")

@@ -132,6 +132,21 @@ def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.rando
     return arrays
 
 
+def with_lengths(signature: Signature, sizes: dict[str, int], lengths: np.ndarray, rng: np.random.Generator) -> Arrays:
+    """Random inputs of those sizes whose rows have these lengths (batch,), padded on the right."""
+    arrays = sample(signature, sizes, "none", rng)
+    for spec in signature.inputs:
+        if spec.kind == "lengths":
+            arrays[spec.name] = lengths.astype(spec.dtype)
+        elif spec.masks:
+            kept = np.arange(arrays[spec.name].shape[1]) < lengths[:, None]
+            arrays[spec.name] = arrays[spec.name] * kept.astype(spec.dtype)
+    for spec in signature.inputs:
+        if spec.pad is not None:
+            arrays[spec.name] = _pad(spec, spec.pad, arrays, signature)
+    return arrays
+
+
 def make_mask(spec: TensorSpec, shape: tuple[int, ...], mask: str, rng: np.random.Generator) -> np.ndarray:
     """A mask of the pattern; its last axis counts keys, the one before it queries where it has three axes or more."""
     keys = shape[-1]

@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from isoformer.runtime import attention_map, convert_command, demo, gates, tasks, verify_command
+from isoformer.runtime import attention_map, convert_command, demo, gates, tasks, tuning, verify_command
 from isoformer.runtime import bench as benchmark
 from isoformer.runtime.batch import command as batch_command
 from isoformer.runtime.chat import Chat
@@ -32,6 +32,7 @@ from isoformer.runtime.providers import ProviderName
 from isoformer.runtime.serve import command as serve_command
 from isoformer.runtime.session import Graphs, Session, open_fastest
 from isoformer.runtime.tasks import generate
+from isoformer.runtime.tune import command as tune_command
 
 app = typer.Typer(
     name="isoformer",
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command("batch")(batch_command.batch)
 app.command("serve")(serve_command.serve)
+app.command("tune")(tune_command.tune)
 
 VALUES = {
     "mask": "0 and 1",
@@ -441,7 +443,8 @@ def inspect(package: PackagePath, as_json: AsJson = False) -> None:
     loaded = load(package)
     manifest = loaded.manifest
     if as_json:
-        print(json.dumps(_without_cases(manifest)))
+        tuned = tuning.summary(loaded)
+        print(json.dumps(_without_cases(manifest) | ({} if tuned is None else {"tuned": tuned})))
         return
     _print_facts(_facts(loaded))
     for part in loaded.graphs.values():
@@ -539,6 +542,8 @@ def _facts(package: Package) -> Iterator[tuple[str, str]]:
     for key, value in (source if isinstance(source, dict) else {"source": source}).items():
         yield key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value)
     yield "made with", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    if (tuned := tuning.summary(package)) is not None:
+        yield "tuned", tuned
 
 
 def _without_cases(manifest: dict[str, Any]) -> dict[str, Any]:

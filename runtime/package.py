@@ -181,6 +181,10 @@ class Package:
             self.refuse_precision(provider, precision)
         return None
 
+    def precision_of(self, variant: str | None) -> str:
+        """The precision of a variant, None being the canonical graph."""
+        return (self.manifest if variant is None else self.variant(variant))["precision"]
+
     def refuse_precision(self, provider: str, precision: str) -> None:
         """Raises PackageError unless a graph of the package has that precision for the provider."""
         there = list(dict.fromkeys(name for part in self.graphs.values() for name in part.precisions(provider)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import io
 import json
 import sys
@@ -76,11 +77,16 @@ def open_session(
     profile: bool = False,
     weights: str | None = None,
     precision: str = "float32",
+    spinning: bool = True,
+    fusions: bool = False,
+    shared: bool = False,
 ) -> onnxruntime.InferenceSession:
     """An InferenceSession that runs on the provider that was asked for, or ProviderError.
 
     weights: the folder of the files that the model names, where it is not the model's own. precision: of the
-    arithmetic, where the provider could choose another by itself.
+    arithmetic, where the provider could choose another by itself. spinning: ONNX Runtime's threads keep their cores
+    busy while they wait for work. fusions: keep the graph optimizers that are switched off for being slower. shared:
+    other sessions of this process run in turn with this one, so its threads stop spinning when a run ends.
     """
     ort = onnxruntime_module()
     if provider not in _PROVIDERS:
@@ -91,6 +97,10 @@ def open_session(
     options.enable_profiling = profile
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    elif shared:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if provider == "cpu" and products_saturate(ort):
         options.add_session_config_entry(EXACT, "1")
@@ -102,7 +112,7 @@ def open_session(
     else:
         named = {
             "providers": [(chosen.full_name, chosen.options)],
-            "disabled_optimizers": list(chosen.disabled_optimizers),
+            "disabled_optimizers": [] if fusions else list(chosen.disabled_optimizers),
         }
         _require_built_in(ort, chosen)
     if provider == "cuda":
@@ -192,3 +202,17 @@ def _refuse_fallback(session: onnxruntime.InferenceSession, chosen: Provider) ->
             f"{chosen.full_name} does not run {', '.join(sorted(strayed))} of this graph"
             + ("; isoformer export --provider openvino writes one for it" if "Attention" in strayed else "")
         )
+
+
+def installed() -> list[str]:
+    """The providers that this environment has, "cpu" first; whether a graph runs there its session will tell."""
+    ort = onnxruntime_module()
+    found = [name for name in ("cpu", "cuda") if _PROVIDERS[name].full_name in ort.get_available_providers()]
+    if importlib.util.find_spec("onnxruntime_ep_openvino") is not None:
+        found.append("openvino")
+    return found
+
+
+def has_fusions_off(provider: str) -> bool:
+    """Whether the provider switches off optimizers that `fusions` would keep."""
+    return bool(_PROVIDERS[provider].disabled_optimizers)

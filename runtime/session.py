@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from isoformer.runtime import tuning
+from isoformer.runtime.by_shape import ByShape
 from isoformer.runtime.checks import SeenShapes
+from isoformer.runtime.cost import cost_on
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
 from isoformer.runtime.package import Package, TensorSpec, load
 from isoformer.runtime.providers import ProviderName, open_session
@@ -32,7 +36,11 @@ class Session:
 
     path: a package folder, or a Package that `load` has checked. threads: of one operator; None
     leaves the choice to ONNX Runtime (one a core). variant: another graph of the same model, by its name in
-    `Package.variants`; see `fastest`.
+    `Package.variants`; see `fastest`. spinning: threads that wait for work keep their cores busy, which is faster
+    unless something else needs these. fusions: also the graph optimizers that are off for being slower mostly.
+    record: what `isoformer tune` found, to choose the graph by each batch; the other settings are then its own.
+
+    cost: what a batch costs here, by which lists of texts are cut into batches.
 
     Raises PackageError for a broken package and ProviderError when the provider does not run the
     graph here; it never falls back to another.
@@ -45,6 +53,9 @@ class Session:
         *,
         threads: int | None = None,
         variant: str | None = None,
+        spinning: bool = True,
+        fusions: bool = False,
+        record: tuning.Record | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; it must be at least 1")
@@ -54,6 +65,7 @@ class Session:
                 f"{self.package.path} has the graphs {', '.join(self.package.parts)}; open them with Graphs"
             )
         self.provider = provider
+        self.cost = cost_on(provider)
         self.text_encoders: dict[bool, Any] = {}  # see `text.text_encoder`
         self.signature = self.package.signature
         self._inputs = {spec.name: spec for spec in self.signature.inputs}
@@ -63,8 +75,12 @@ class Session:
         if variant is not None and self.package.variant(variant)["provider"] != provider:
             raise InputError(f"{variant} is for {self.package.variant(variant)['provider']}, not for {provider}")
         self.shared_cache = variant is not None and self.package.variant(variant)["cache"] == "shared"
-        self.inference = _open(self.package, provider, threads, variant)  # onnxruntime's InferenceSession
-        _refuse_other_edge(self.inference, self.package)
+        self._by_shape = None if record is None else _Opened(self.package, provider, record)
+        # onnxruntime's InferenceSession; where the graph is chosen by shape, that of the first one measured
+        if self._by_shape is None:
+            self.inference = _open(self.package, provider, threads, variant, spinning=spinning, fusions=fusions)
+        else:
+            self.inference = self._by_shape.first
 
     @classmethod
     def fastest(
@@ -77,10 +93,21 @@ class Session:
     ) -> "Session":
         """The session of the package's fastest graph of a precision, by default the one it was exported for.
 
-        Raises as the constructor does, and PackageError for a precision that the package does not have.
+        Where `isoformer tune` has measured this machine, each batch runs in the graph that was the fastest at the most
+        similar batch that was measured, of at least that precision; a graph is opened when the first batch needs it,
+        and then holds its own weights in memory. Without that, or with `threads`, it is the precision's variant.
+
+        Raises as the constructor does, and PackageError for a precision that the package does not have, and for a
+        tuning.json that cannot be read.
         """
         package = path if isinstance(path, Package) else load(path)
-        return cls(package, provider, threads=threads, variant=package.fastest(provider, precision))
+        record = None if threads is not None else tuning.in_use(package, provider, precision)
+        if record is None:
+            return cls(package, provider, threads=threads, variant=package.fastest(provider, precision))
+        several = record if len(record.choices) > 1 else None
+        session = cls(package, provider, **record.choices[0].options(), record=several)
+        session.cost = record.cost or session.cost
+        return session
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """The outputs by name, all of them or the ones named.
@@ -103,8 +130,11 @@ class Session:
         if not names:
             return {}  # to ONNX Runtime no name means all
         try:
+            inference = self.inference if self._by_shape is None else self._by_shape.inference(feeds)
             with flushed():
-                values = self.inference.run(names, feeds)
+                values = inference.run(names, feeds)
+        except IsoformerError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base
             raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
@@ -115,7 +145,29 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self.inference
+        del self.inference, self._by_shape
+
+
+class _Opened:
+    """The graphs that a table names for the shapes that came so far."""
+
+    def __init__(self, package: Package, provider: str, record: tuning.Record) -> None:
+        self._package, self._provider = package, provider
+        self._by_shape = ByShape(package.signature, record.table)
+        self._sessions: dict[tuning.Choice, Any] = {}
+        self._lock = Lock()
+        self.first = self._open(record.choices[0])
+
+    def inference(self, feeds: Mapping[str, np.ndarray]) -> Any:
+        """The InferenceSession for these inputs."""
+        choice = self._by_shape.choose(feeds)
+        return self._sessions.get(choice) or self._open(choice)
+
+    def _open(self, choice: tuning.Choice) -> Any:
+        with self._lock:
+            if choice not in self._sessions:
+                self._sessions[choice] = _open(self._package, self._provider, **choice.options(), shared=True)
+            return self._sessions[choice]
 
 
 class Graphs(Mapping[str, Session]):
@@ -305,16 +357,19 @@ def _describe(spec: TensorSpec) -> str:
     return f"{spec.dtype} ({', '.join(str(axis) for axis in spec.axes)})"
 
 
-def _open(package: Package, provider: str, threads: int | None, variant: str | None) -> Any:
+def _open(package: Package, provider: str, threads: int | None, variant: str | None, **options: bool) -> Any:
+    """The InferenceSession of a graph, whose edge is the package's."""
     model, folder = package.model_file(variant)
     try:
         weights = None if folder == model.parent else str(folder.absolute())
         precision = "float32" if variant is None else package.variant(variant)["precision"]
-        return open_session(str(model), provider, threads, weights=weights, precision=precision)
+        session = open_session(str(model), provider, threads, weights=weights, precision=precision, **options)
     except IsoformerError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base
         raise PackageError(f"ONNX Runtime cannot open {model}: {first_line(error)}") from error
+    _refuse_other_edge(session, package)
+    return session
 
 
 def _refuse_other_edge(session: Any, package: Package) -> None:

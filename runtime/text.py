@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from isoformer.runtime.batching import cost_on, plan
+from isoformer.runtime.batching import plan
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.errors import InputError, PackageError
 from isoformer.runtime.forms import MAX_BYTES, read_object
@@ -125,7 +125,7 @@ def run_batches(
     """(index, tokens, row of `output`) of each text; texts of like length share a batch, so the order is theirs."""
     encodings = encoder.encode(texts)
     lengths = [len(encoding.ids) for encoding in encodings]
-    cost = cost_on(session.provider)
+    cost = session.cost
     for chosen in plan(lengths, cost, batch_size):
         rows = session.run(encoder.inputs([encodings[i] for i in chosen], cost.width), [output])[output]
         for index, row in zip(chosen, rows, strict=True):

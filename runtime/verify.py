@@ -34,6 +34,7 @@ def verify(
     *,
     seed: int,
     small: bool = False,
+    golden_alone: bool = False,
     variant: str | None = None,
     progress: Callable[[str], None] = lambda _case: None,
     keep: Keep = lambda _case, _output, _value: None,
@@ -41,6 +42,7 @@ def verify(
     """Every check of the package through `run`, which takes and returns arrays by name.
 
     runtime: what `run` is called in the report. small: golden and grid cases of up to SMALL tokens only.
+    golden_alone: no grid and no relations.
     variant: what `run` runs, if not the canonical graph; of another precision its own tolerances are the bounds.
     progress: called with the name of each case. keep: given each output of the golden vectors.
 
@@ -75,7 +77,8 @@ def _verify(
     def compared(inputs: Arrays) -> Arrays:
         return comparable(package.signature, run(inputs))
 
-    for check, cases in (("golden", package.golden()), ("grid", read_grid(package))):
+    grid = iter(()) if golden_alone else read_grid(package)
+    for check, cases in (("golden", package.golden()), ("grid", grid)):
         for name, inputs, outputs in cases:
             if small and not is_small(package.signature, inputs, package.manifest["parameters"]):
                 continue
@@ -88,7 +91,7 @@ def _verify(
                 recorded = {output: record | {"bound": tolerances[output]} for output, record in recorded.items()}
             taken = partial(keep, name) if check == "golden" else _forget
             report.comparisons += _replay(recorded, compared, (runtime, check, name), inputs, outputs, taken)
-    if not small:
+    if not small and not golden_alone:
         for comparison in relations(package.signature, tolerances, compared, runtime, np.random.default_rng(seed)):
             progress(comparison.case)
             report.comparisons.append(comparison)

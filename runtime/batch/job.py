@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from isoformer.runtime import tasks
+from isoformer.runtime import tasks, tuning
 from isoformer.runtime.batch import parts
 from isoformer.runtime.batch.folder import Folder, Part
 from isoformer.runtime.batch.rows import Chunk, Place, Source, format_of
@@ -139,10 +139,21 @@ def _identity(job: Job, package: Package) -> dict[str, Any]:
     }
     wanted = same | {
         "package": sha256(package.path / MANIFEST),
+        "tuned": {} if job.threads else _tuned(package, job),
         "source": [str(job.source.absolute()), state.st_size, state.st_mtime_ns],
         "part_rows": job.part_rows or default_rows(package),
     }
     return json.loads(json.dumps(wanted))  # as it is when it has been read
+
+
+def _tuned(package: Package, job: Job) -> dict[str, Any]:
+    """What `isoformer tune` has chosen of each graph: others would answer with other last digits."""
+    found = {}
+    for name, part in package.graphs.items():
+        precision = job.precision if job.precision in part.precisions(job.provider) else None
+        if record := tuning.in_use(part, job.provider, precision):
+            found[name] = {key: record.to_dict()[key] for key in ("table", "cost")}
+    return found
 
 
 def default_rows(package: Package) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isoformer.runtime.batching import plan
 from isoformer.runtime.errors import InputError, PackageError
 from isoformer.runtime.forms import read_json
 from isoformer.runtime.package import Package
@@ -40,9 +41,8 @@ def run(
     limit = session.signature.axes["history_length"][1]
     histories = [_history(text, catalogue, limit, truncate=truncate) for text in texts]
     results: list[dict[str, Any]] = [{} for _ in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(histories[i]))
-    for start in range(0, len(order), BATCH_SIZE):
-        chosen = order[start : start + BATCH_SIZE]
+    lengths = [min(len(history), limit or len(history)) for history in histories]
+    for chosen in plan(lengths, session.cost, BATCH_SIZE):
         outputs = session.run(_inputs([histories[i][-(limit or 0) :] for i in chosen]), ["items", "scores"])
         for number, items, scores in zip(chosen, outputs["items"], outputs["scores"], strict=True):
             cut = set(histories[number][:-limit] if limit else ())

@@ -15,6 +15,7 @@ import pytest
 
 from isoformer.runtime import ProviderError, Session, batching
 from isoformer.runtime.cases import Arrays
+from isoformer.runtime.cost import Cost
 
 PACKAGE = Path(os.environ["PACKAGES"]) / "encoder"
 PRECISIONS = ("float32", "bfloat16")
@@ -69,7 +70,7 @@ def test_a_row_without_keys_is_exactly_zero(precision: str) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_rectangles_of_many_lengths_give_what_the_whole_batch_does(precision: str) -> None:
     session, inputs = Session.fastest(PACKAGE, "openvino", precision=precision), masked()
-    cost = batching.Cost(call=0)
+    cost = Cost(call=0)
     whole, cut = session.run(inputs), batching.run(session, inputs, cost=cost)
     bound = {"float32": 1e-5, "bfloat16": 0.1}[precision]
     assert np.abs(whole["sentence_embedding"] - cut["sentence_embedding"]).max() < bound

@@ -1,6 +1,8 @@
 """Rectangles of a ragged batch: each sequence once, in order again, the cheapest cut, and the same answers."""
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +11,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoformer.runtime import InputError, Session, batching
-from isoformer.runtime.batching import Cost, plan
+from isoformer.runtime.batching import plan
 from isoformer.runtime.cases import Arrays
+from isoformer.runtime.cost import Cost
 from tests.conftest import export_encoder
 
-COSTS = st.builds(Cost, call=st.floats(0, 100), pair=st.floats(0, 1))
+COSTS = st.builds(Cost, call=st.floats(0, 100), pair=st.floats(0, 1), packed=st.booleans())
+CROWDED = st.builds(replace, COSTS, crowd=st.floats(0, 1))
 LENGTHS = st.lists(st.integers(1, 40), max_size=11)
 
 
 def total(groups: list[np.ndarray], lengths: list[int], cost: Cost) -> float:
+    if cost.packed:  # padding costs nothing: every sequence what it costs alone, and the calls
+        alone = replace(cost, packed=False, crowd=0)
+        return sum(
+            cost.call
+            + sum(alone(1, lengths[index]) - cost.call for index in group)
+            + cost.crowd * sum(lengths[index] for index in group) ** 2
+            for group in groups
+        )
     return sum(cost(len(group), max(lengths[index] for index in group)) for group in groups)
 
 
-@given(LENGTHS, COSTS, st.integers(1, 5))
+@given(LENGTHS, CROWDED, st.integers(1, 5))
 def test_every_sequence_stands_in_one_group(lengths: list[int], cost: Cost, most_rows: int) -> None:
     groups = plan(lengths, cost, most_rows)
     assert sorted(int(index) for group in groups for index in group) == list(range(len(lengths)))
@@ -50,11 +62,25 @@ def test_no_other_grouping_is_cheaper(lengths: list[int], cost: Cost) -> None:
     assert found <= min(every) * (1 + 1e-9)
 
 
+@settings(max_examples=15)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=7), CROWDED)
+def test_no_other_cut_of_the_sorted_is_cheaper(lengths: list[int], cost: Cost) -> None:
+    found, order = total(plan(lengths, cost), lengths, cost), np.argsort(lengths)
+    places = range(1, len(lengths))
+    every = (
+        total(np.split(order, cut), lengths, cost)
+        for count in range(len(lengths))
+        for cut in itertools.combinations(places, count)
+    )
+    assert found <= min(every) * (1 + 1e-9)
+
+
 def test_costs_decide() -> None:
     lengths = [2, 31, 3, 29]
     assert [sorted(group) for group in plan(lengths, Cost(call=0, pair=0))] == [[0], [2], [3], [1]]
     assert [sorted(group) for group in plan(lengths, Cost(call=10, pair=0))] == [[0, 2], [1, 3]]
     assert [sorted(group) for group in plan(lengths, Cost(call=1000, pair=0))] == [[0, 1, 2, 3]]
+    assert [sorted(group) for group in plan(lengths, Cost(call=10, pair=0, packed=True))] == [[0, 1, 2, 3]]
 
 
 def test_a_cost_is_found_again_in_the_times_of_some_rectangles() -> None:

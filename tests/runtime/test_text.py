@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from isoformer.runtime import InputError, PackageError, Session
+from isoformer.runtime.cost import Cost
 from isoformer.runtime.package import MANIFEST, Signature, TensorSpec, sha256
 from isoformer.runtime.text import BATCH_SIZE, TextEncoder, run_batches
 
@@ -206,7 +207,9 @@ def texts_of_mixed_length(count: int) -> list[str]:
     return [" ".join(rng.choice(WORDS[5:], rng.integers(0, 23))) for _ in range(count)]
 
 
-def test_every_text_comes_once_with_its_own_row(session: Session) -> None:
+@pytest.mark.parametrize("cost", [Cost(), Cost(call=0), Cost(call=5, pair=1, step=7), Cost(call=9, packed=True)])
+def test_every_text_comes_once_with_its_own_row(session: Session, cost: Cost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "cost", cost)
     texts, encoder = texts_of_mixed_length(37), TextEncoder(session)
     found = {i: (e, row) for i, e, row in run_batches(session, encoder, texts, "sentence_embedding", batch_size=5)}
     assert sorted(found) == list(range(37))

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from isoformer.runtime import InputError, PackageError, Session
+from isoformer.runtime import InputError, PackageError, Session, load, tuning
 from isoformer.runtime.batch import Job, folder, job, parts, run
 from isoformer.runtime.batch.rows import Source
 from isoformer.runtime.generation import Settings
@@ -315,6 +316,19 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert "wrote" in done.stderr
     assert len(read(output)) == 40
     assert Source(output, "text").size == output.stat().st_size
+
+
+def test_a_package_that_was_tuned_meanwhile_is_another_job(
+    embedder: Path, table: Callable[..., Path], tmp_path: Path
+) -> None:
+    package = Path(shutil.copytree(embedder, tmp_path / "package"))
+    made = Job(package, table("jsonl", sentences(5)), tmp_path / "out.jsonl", part_rows=3)
+    stop_before_the_end(made)
+    record = tuning.Record(table={tuning.Shape(1, 7, 7): tuning.Choice()})
+    tuning.write(load(package), "cpu", "float32", record)
+    with pytest.raises(InputError, match="differs in tuned"):
+        run(made)
+    assert run(made, force=True).computed == 5
 
 
 def test_numbers_of_float32_are_exact_with_orjson_and_without(monkeypatch):
