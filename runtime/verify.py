@@ -49,7 +49,7 @@ def verify(
     Raises PackageError for a package whose parts do not belong together, so that there is nothing to run.
     """
     try:
-        return _verify(package, run, runtime, seed, small, variant, progress, keep)
+        return _verify(package, run, runtime, seed, small, golden_alone, variant, progress, keep)
     except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, IsoformerError):
             raise
@@ -64,6 +64,7 @@ def _verify(
     runtime: str,
     seed: int,
     small: bool,
+    golden_alone: bool,
     variant: str | None,
     progress: Callable[[str], None],
     keep: Keep,
