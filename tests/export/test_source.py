@@ -84,7 +84,7 @@ def test_options_of_several_values():
         ("vision", "image_size=8x12", "image_size is made of int values with commas, not '8x12'"),
         ("vision", "preprocessing=1", "preprocessing is none here, or set in Python"),
         ("speech", "language_tokens=en,3", "language_tokens cannot be set here"),
-        ("recommender", "hidden_size=9999999999999999999", "the model cannot be made: "),
+        ("recommender", "hidden_size=9999999999999999999", "hidden_size is more than 16,777,216"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_one_line(family, option, said):
