@@ -7,6 +7,7 @@ from isoformer.runtime.binding import Decoder
 from isoformer.runtime.detokenizer import Detokenizer
 from isoformer.runtime.errors import InputError, PackageError
 from isoformer.runtime.generation import Settings, Stats
+from isoformer.runtime.package import Package
 from isoformer.runtime.session import Session
 from isoformer.runtime.tasks.generate import encode, pieces, with_eos
 from isoformer.runtime.text import TextEncoder, text_encoder
@@ -88,14 +89,9 @@ def template(encoder: TextEncoder) -> Any:
 
     from isoformer.runtime.template import Environment
 
-    package = encoder.session.package
-    path = package.path
-    if package.has(FILE):
-        try:
-            source: Any = package.file(FILE).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PackageError(f"{path / FILE} cannot be read: {error}") from None
-    else:
+    path = encoder.session.package.path
+    source: Any = template_file(encoder.session.package)
+    if source is None:
         source = encoder.config.get("chat_template")
         if isinstance(source, list):
             named = [entry for entry in source if isinstance(entry, dict)]
@@ -107,6 +103,16 @@ def template(encoder: TextEncoder) -> Any:
         return Environment().from_string(source)
     except (jinja2.TemplateError, RecursionError, MemoryError, OverflowError, ValueError) as error:
         raise PackageError(f"the chat template of {path} cannot be read: {_line(error)}") from None
+
+
+def template_file(package: Package) -> str | None:
+    """The text of chat_template.jinja, None without one. Raises PackageError where it is no text."""
+    if not package.has(FILE):
+        return None
+    try:
+        return package.file(FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(f"{package.path / FILE} cannot be read: {_line(error)}") from None
 
 
 def _content(token: Any) -> str:

@@ -15,7 +15,13 @@ from isoformer.runtime.package import WEIGHTS, Package
 
 Edit = Callable[[ir.Model], None]
 # What a package carries of its checkpoint that other programs read.
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 
 
 def link(source: Path, target: Path) -> None:

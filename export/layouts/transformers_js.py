@@ -22,7 +22,9 @@ from isoformer.export.layouts.decoders import (
     replace_positions,
 )
 from isoformer.export.layouts.files import TEXT_FILES, carry, place, read_object
+from isoformer.runtime.chat import template_file
 from isoformer.runtime.package import Package
+from isoformer.runtime.text import CONFIG
 
 LAYOUT = "transformers.js"
 ENCODER_TASKS = ("embed", "classify", "fill-mask")
@@ -42,9 +44,8 @@ def write(package: Package, folder: Path, choice: Choice) -> None:
         if place(package, path_of(package, variant), target, edit):
             outside[target.name] = 1
     _write_config(package, folder, outside)
-    carry(package, folder, TEXT_FILES)
-    if not (folder / "tokenizer_config.json").exists():  # the library opens no tokenizer without it
-        (folder / "tokenizer_config.json").write_text("{}\n", encoding="utf-8")
+    carry(package, folder, tuple(name for name in TEXT_FILES if name != CONFIG))
+    _write_tokenizer_config(package, folder)
 
 
 def _refuse_others(package: Package) -> None:
@@ -80,6 +81,18 @@ def _write_config(package: Package, folder: Path, outside: dict[str, int]) -> No
         config["transformers.js_config"] = {"use_external_data_format": outside}
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_tokenizer_config(package: Package, folder: Path) -> None:
+    """The library opens no tokenizer without the file, and looks for the chat template in it alone."""
+    template = template_file(package)
+    if template is None and package.has(CONFIG):
+        carry(package, folder, (CONFIG,))
+        return
+    config = read_object(package.path / CONFIG) if package.has(CONFIG) else {}
+    if template is not None:
+        config["chat_template"] = template
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def kept_logits(model: ir.Model, *, shared: bool) -> None:

@@ -92,6 +92,35 @@ def test_transformers_js(small_encoder: Package, small_decoder: Package, tmp_pat
     assert (out / "onnx/model.onnx_data").samefile(small_decoder.path / "model.onnx_data")
 
 
+def with_files(package: Package, folder: Path, sign: Callable[[Path], None], texts: dict[str, str]) -> Path:
+    """A copy of the package that has the files too, or others of their names."""
+    copy = Path(shutil.copytree(package.path, folder))
+    manifest = json.loads((copy / MANIFEST).read_text())
+    for name, text in texts.items():
+        (copy / name).write_text(text)
+        manifest["files"][name] = ""
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    sign(copy)
+    return copy
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_chat_template_comes_along(
+    small_decoder: Package, tmp_path: Path, sign: Callable[[Path], None], layout: str
+) -> None:
+    template = "{% for message in messages %}<{{ message.content }}>{% endfor %}\n"
+    settings = '{"eos_token": "<end>", "chat_template": "another"}'
+    texts = {"chat_template.jinja": template, "tokenizer_config.json": settings}
+    package = with_files(small_decoder, tmp_path / "package", sign, texts)
+    out = convert(package, tmp_path / "out", layout)
+    (file,) = out.rglob("chat_template.jinja")
+    assert file.read_text() == template
+    if layout == "transformers.js":  # which reads none but this
+        config = json.loads((out / "tokenizer_config.json").read_text())
+        assert config == {"eos_token": "<end>", "chat_template": template}
+    assert (package / "tokenizer_config.json").read_text() == settings
+
+
 def test_genai(small_decoder: Package, tmp_path: Path, files: tuple[int, int, list[Path]]) -> None:
     out = convert(small_decoder.path, tmp_path / "out", "genai")
     config = json.loads((out / "genai_config.json").read_text())
