@@ -1,17 +1,15 @@
 """Files of a package in another folder: links where nothing changes, and small graphs beside large weights."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from isoformer.export.errors import ExportError
 from isoformer.runtime.onnx_file import external_files
-from isoformer.runtime.package import WEIGHTS, Package
+from isoformer.runtime.package import Package, weights_folder
 
 Edit = Callable[[ir.Model], None]
 # What a package carries of its checkpoint that other programs read.
@@ -36,19 +34,8 @@ def link(source: Path, target: Path) -> None:
 def carry(package: Package, folder: Path, names: tuple[str, ...] = TEXT_FILES) -> None:
     """Those of the files that the package has."""
     for name in names:
-        if (package.path / name).is_file():
-            link(package.path / name, folder / name)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ExportError for anything else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise ExportError(f"{path} holds {type(found).__name__}, not a JSON object")
-    return found
+        if package.has(name):
+            link(package.file(name), folder / name)
 
 
 def place(package: Package, name: str, target: Path, edit: Edit | None = None) -> bool:
@@ -57,7 +44,7 @@ def place(package: Package, name: str, target: Path, edit: Edit | None = None) -
     They are linked beside it as `<target>_data`, which is what ONNX Runtime, transformers.js and onnxruntime-genai
     look for, and the graph names that file. edit: changes the graph.
     """
-    source = package.path / name
+    source = package.file(name)
     locations = sorted(external_files(source))
     if len(locations) > 1:
         raise ExportError(f"{source} has weights in several files; a layout takes one")
@@ -73,7 +60,7 @@ def place(package: Package, name: str, target: Path, edit: Edit | None = None) -
             edit(model)
         ir.save(model, target)
     for location in locations:
-        link(_weights(package, source, location), target.with_name(data))
+        link(package.file((weights_folder(name, package.files) / location).as_posix()), target.with_name(data))
     return bool(locations)
 
 
@@ -86,9 +73,3 @@ def _moved(tensor: ir.ExternalTensor, location: str) -> ir.ExternalTensor:
     return ir.ExternalTensor(
         location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name or ""
     )
-
-
-def _weights(package: Package, graph: Path, location: str) -> Path:
-    """The file: beside the graph, or the canonical graph's, which variants in float32 share."""
-    own = graph.parent / location
-    return package.path / WEIGHTS if location == WEIGHTS and not own.is_file() else own

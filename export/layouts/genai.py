@@ -24,9 +24,11 @@ from isoformer.export.layouts.decoders import (
     replace_positions,
     sizes,
 )
-from isoformer.export.layouts.files import TEXT_FILES, carry, place, read_object
+from isoformer.export.layouts.files import TEXT_FILES, carry, place
 from isoformer.runtime.detokenizer import configured
+from isoformer.runtime.forms import read_object
 from isoformer.runtime.package import Package
+from isoformer.runtime.text import CONFIG, TOKENIZER
 
 
 def write(package: Package, folder: Path, choice: Choice) -> None:
@@ -101,11 +103,10 @@ def config(package: Package, shared: bool) -> dict[str, Any]:
 
 def _own_end(package: Package) -> tuple[int, ...]:
     """The token that tokenizer_config.json names as the last. Raises ExportError without one."""
-    file = package.path / "tokenizer_config.json"
-    token = read_object(file).get("eos_token") if file.is_file() else None
+    token = read_object(package.file(CONFIG)).get("eos_token") if package.has(CONFIG) else None
     token = token.get("content") if isinstance(token, dict) else token
-    if isinstance(token, str) and (package.path / "tokenizer.json").is_file():
-        number = Tokenizer.from_file(str(package.path / "tokenizer.json")).token_to_id(token)
+    if isinstance(token, str) and package.has(TOKENIZER):
+        number = Tokenizer.from_file(str(package.file(TOKENIZER))).token_to_id(token)
         if number is not None:
             return (number,)
     raise ExportError(

@@ -21,8 +21,9 @@ from isoformer.export.layouts.decoders import (
     refuse_others,
     replace_positions,
 )
-from isoformer.export.layouts.files import TEXT_FILES, carry, place, read_object
+from isoformer.export.layouts.files import TEXT_FILES, carry, place
 from isoformer.runtime.chat import template_file
+from isoformer.runtime.forms import read_object
 from isoformer.runtime.package import Package
 from isoformer.runtime.text import CONFIG
 
@@ -61,7 +62,7 @@ def _refuse_others(package: Package) -> None:
         if foreign:
             raise ExportError(f"{LAYOUT} does not feed {', '.join(foreign)}, which {package.path} has")
     for name in ("config.json", "tokenizer.json"):
-        if not (package.path / name).is_file():
+        if not package.has(name):
             raise ExportError(f"{package.path} has no {name}, which {LAYOUT} reads; export it from a checkpoint")
 
 
@@ -76,7 +77,7 @@ def _graphs(package: Package, precision: str | None) -> dict[str, str | None]:
 
 
 def _write_config(package: Package, folder: Path, outside: dict[str, int]) -> None:
-    config = read_object(package.path / "config.json")
+    config = read_object(package.file("config.json"))
     if outside:
         config["transformers.js_config"] = {"use_external_data_format": outside}
     text = json.dumps(config, indent=2, ensure_ascii=False)
@@ -89,7 +90,7 @@ def _write_tokenizer_config(package: Package, folder: Path) -> None:
     if template is None and package.has(CONFIG):
         carry(package, folder, (CONFIG,))
         return
-    config = read_object(package.path / CONFIG) if package.has(CONFIG) else {}
+    config = read_object(package.file(CONFIG)) if package.has(CONFIG) else {}
     if template is not None:
         config["chat_template"] = template
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ import pytest
 from isoformer.export.errors import ExportError
 from isoformer.export.layouts import LAYOUTS, MARKER, Choice, convert
 from isoformer.models.families import encoder
-from isoformer.runtime import Session
+from isoformer.runtime import PackageError, Session
 from isoformer.runtime.convert_command import package_for
 from isoformer.runtime.onnx_file import external_files
 from isoformer.runtime.package import MANIFEST, Package
@@ -235,8 +235,45 @@ def test_a_broken_configuration_is_one_line(
     package = Path(shutil.copytree(small_encoder.path, tmp_path / "package"))
     (package / "config.json").write_text("[")
     sign(package)
-    with pytest.raises(ExportError, match=r"config.json cannot be read as JSON"):
+    with pytest.raises(PackageError, match=r"config.json cannot be read as JSON"):
         convert(package, tmp_path / "out", "transformers.js")
+
+
+def unlist(package: Path, *unlisted: str) -> None:
+    """The files stay, and the manifest does not know them."""
+    manifest = json.loads((package / MANIFEST).read_text())
+    manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name not in unlisted}
+    (package / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_the_manifest_does_not_list_is_not_carried(small_decoder: Package, tmp_path: Path, layout: str) -> None:
+    package = Path(shutil.copytree(small_decoder.path, tmp_path / "package"))
+    for name in ("generation_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        (package / name).write_text('{"eos_token_id": 3}')
+    out = convert(package, tmp_path / "out", layout)
+    there = {Path(name).name for name in names(out)}
+    assert "tokenizer.json" in there
+    assert there.isdisjoint({"generation_config.json", "special_tokens_map.json", "chat_template.jinja"})
+
+
+@pytest.mark.parametrize(
+    ("layout", "unlisted", "complaint"),
+    [
+        ("transformers.js", "config.json", "has no config.json"),
+        ("transformers.js", "tokenizer.json", "has no tokenizer.json"),
+        ("genai", "tokenizer.json", "does not say which token ends a text"),
+        ("genai", "tokenizer_config.json", "does not say which token ends a text"),
+    ],
+)
+def test_what_the_manifest_does_not_list_is_not_read(
+    small_decoder: Package, tmp_path: Path, layout: str, unlisted: str, complaint: str
+) -> None:
+    package = Path(shutil.copytree(small_decoder.path, tmp_path / "package"))
+    config = "config.json" if layout == "genai" else unlisted  # it too says which token ends a text
+    unlist(package, unlisted, config)
+    with pytest.raises(ExportError, match=complaint):
+        convert(package, tmp_path / "out", layout)
 
 
 def test_the_command(isoformer, small_encoder: Package, tmp_path: Path) -> None:
