@@ -23,10 +23,15 @@ TEXT_FILES = (
 
 
 def link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the two places do not share a file system that has them."""
+    """A hard link, or a copy where the two places do not share a file system that has them.
+
+    Raises FileExistsError for a target that is there, which may be a link into a package: a copy would write to that.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
+    except FileExistsError:
+        raise
     except OSError:
         shutil.copyfile(source, target)
 

@@ -34,13 +34,28 @@ def write(package: Package, folder: Path, choice: Choice) -> None:
     """Fills the folder, a model for each graph. Raises ExportError for a precision that Triton cannot run."""
     if choice.precision is not None:
         package.refuse_precision(choice.provider, choice.precision)
+    models = _models(package)
     for name, part in package.graphs.items():
-        model = _name(package.manifest["name"] if name == MODEL else f"{package.manifest['name']}_{name}")
+        model = models[name]
         file = path_of(part, _variant(part, choice))
         place(part, file, folder / model / "1" / "model.onnx")
         text = config(model, ir.load(folder / model / "1" / "model.onnx").graph, choice.provider)
         (folder / model / "config.pbtxt").write_text(text, encoding="utf-8")
         carry(package, folder / model, TEXT_FILES)
+
+
+def _models(package: Package) -> dict[str, str]:
+    """Graph → its model's name. Raises ExportError for two graphs of one."""
+    own, found = package.manifest["name"], dict[str, str]()
+    for graph in package.graphs:
+        model = _name(own if graph == MODEL else f"{own}_{graph}")
+        for other, name in found.items():
+            if name.casefold() == model.casefold():  # so they are one on some file systems
+                raise ExportError(
+                    f"{package.path} has graphs {other!r} and {graph!r}, which Triton would both call {name}"
+                )
+        found[graph] = model
+    return found
 
 
 def _name(text: str) -> str:

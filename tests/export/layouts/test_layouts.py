@@ -12,11 +12,12 @@ import pytest
 
 from isoformer.export.errors import ExportError
 from isoformer.export.layouts import LAYOUTS, MARKER, Choice, convert
+from isoformer.export.layouts.files import link
 from isoformer.models.families import encoder
 from isoformer.runtime import PackageError, Session
 from isoformer.runtime.convert_command import package_for
 from isoformer.runtime.onnx_file import external_files
-from isoformer.runtime.package import MANIFEST, Package
+from isoformer.runtime.package import MANIFEST, REQUIRED_OF_GRAPH, Package
 from tests.conftest import export_small
 
 
@@ -168,6 +169,36 @@ def test_another_file_system_gets_copies(
     copy, source = out / "model.onnx_data", small_decoder.path / "model.onnx_data"
     assert not copy.samefile(source)
     assert copy.read_bytes() == source.read_bytes()
+
+
+def test_a_link_never_writes_to_what_stands_at_its_place(tmp_path: Path) -> None:
+    package, other, target = tmp_path / "package", tmp_path / "other", tmp_path / "target"
+    package.write_text("the package's")
+    other.write_text("another's")
+    link(package, target)
+    with pytest.raises(FileExistsError):
+        link(other, target)
+    assert package.read_text() == "the package's"
+
+
+def test_two_graphs_of_one_name_in_triton_are_refused(
+    small_encoder: Package, tmp_path: Path, sign: Callable[[Path], None]
+) -> None:
+    package = Path(shutil.copytree(small_encoder.path, tmp_path / "in" / "package"))
+    manifest = json.loads((package / MANIFEST).read_text())
+    records = {name: manifest.pop(name) for name in REQUIRED_OF_GRAPH} | {"variants": {}}
+    manifest["graphs"] = {"a b": records, "A_b": records}
+    for name in manifest["graphs"]:
+        shutil.copyfile(package / "model.onnx", package / f"{name}.onnx")
+        manifest["files"][f"{name}.onnx"] = ""
+    (package / MANIFEST).write_text(json.dumps(manifest))
+    sign(package)
+    before = {file: file.read_bytes() for file in package.rglob("*") if file.is_file()}
+    with pytest.raises(ExportError, match="graphs 'a b' and 'A_b', which Triton would both call small_a_b") as caught:
+        convert(package, tmp_path / "out", "triton")
+    assert "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in before} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["in"]
 
 
 @pytest.mark.parametrize(
