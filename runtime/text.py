@@ -27,7 +27,7 @@ class TextEncoder:
         package = session.package
         if not package.has(TOKENIZER):
             raise PackageError(f"{package.path} has no {TOKENIZER}, so it takes no text; feed ids through Session")
-        self.tokenizer = _read_tokenizer(package.file(TOKENIZER))
+        self.tokenizer = read_tokenizer(package.file(TOKENIZER))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.session = session
@@ -100,7 +100,8 @@ def text_encoder(session: Session, *, truncate: bool = False) -> TextEncoder:
     return session.text_encoders[truncate]
 
 
-def _read_tokenizer(file: Path) -> Tokenizer:
+def read_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. Raises PackageError, one line, for what is none or too large."""
     if (size := file.stat().st_size) > MAX_BYTES:
         raise PackageError(f"{file} has {size:,} bytes; {MAX_BYTES:,} are the most")
     try:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from tokenizers import Tokenizer
 
 from isoformer.export.errors import ExportError
 from isoformer.export.layouts.choice import Choice
@@ -28,7 +27,7 @@ from isoformer.export.layouts.files import TEXT_FILES, carry, place
 from isoformer.runtime.detokenizer import configured
 from isoformer.runtime.forms import read_object
 from isoformer.runtime.package import Package
-from isoformer.runtime.text import CONFIG, TOKENIZER
+from isoformer.runtime.text import CONFIG, TOKENIZER, read_tokenizer
 
 
 def write(package: Package, folder: Path, choice: Choice) -> None:
@@ -106,7 +105,7 @@ def _own_end(package: Package) -> tuple[int, ...]:
     token = read_object(package.file(CONFIG)).get("eos_token") if package.has(CONFIG) else None
     token = token.get("content") if isinstance(token, dict) else token
     if isinstance(token, str) and package.has(TOKENIZER):
-        number = Tokenizer.from_file(str(package.file(TOKENIZER))).token_to_id(token)
+        number = read_tokenizer(package.file(TOKENIZER)).token_to_id(token)
         if number is not None:
             return (number,)
     raise ExportError(

@@ -23,7 +23,7 @@ from isoformer.export.layouts.decoders import (
 )
 from isoformer.export.layouts.files import TEXT_FILES, carry, place
 from isoformer.runtime.chat import template_file
-from isoformer.runtime.forms import read_object
+from isoformer.runtime.forms import read_object, shown
 from isoformer.runtime.package import Package
 from isoformer.runtime.text import CONFIG
 
@@ -73,6 +73,9 @@ def _graphs(package: Package, precision: str | None) -> dict[str, str | None]:
     own = package.manifest["precision"]
     found: dict[str, str | None] = {own: None}
     found |= {name: f"cpu-{name}" for name in SUFFIXES if name != own and f"cpu-{name}" in package.variants}
+    wanted = own if precision is None else precision
+    if wanted not in found or wanted not in SUFFIXES:
+        raise ExportError(f"{package.path} has no graph of precision {shown(wanted)} that {LAYOUT} has a name for")
     return found if precision is None else {precision: found[precision]}
 
 

@@ -270,6 +270,39 @@ def test_a_broken_configuration_is_one_line(
         convert(package, tmp_path / "out", "transformers.js")
 
 
+def edited(package: Package, folder: Path, **entries: Any) -> Path:
+    """A copy whose manifest says something else."""
+    copy = Path(shutil.copytree(package.path, folder))
+    manifest = json.loads((copy / MANIFEST).read_text()) | entries
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    return copy
+
+
+def test_a_precision_that_transformers_js_does_not_know_is_one_line(small_decoder: Package, tmp_path: Path) -> None:
+    # One that the manifest may state, so that this does not rest on what its form refuses.
+    package = edited(small_decoder, tmp_path / "package", precision="bfloat16", preferred="bfloat16")
+    with pytest.raises(ExportError, match="no graph of precision 'bfloat16' that transformers") as caught:
+        convert(package, tmp_path / "out", "transformers.js")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_variant_under_another_name_is_not_taken_for_its_precision(small_decoder: Package, tmp_path: Path) -> None:
+    variants = {"cpu-other": small_decoder.variants["cpu-float32"] | {"precision": "int8"}}
+    package = edited(small_decoder, tmp_path / "package", variants=variants)
+    with pytest.raises(ExportError, match="no graph of precision 'int8'"):
+        convert(package, tmp_path / "out", "transformers.js", Choice("int8"))
+
+
+@pytest.mark.parametrize("text", ["{", '{"model": {"type": "nonsense"}}', "[]"])
+def test_a_broken_tokenizer_is_one_line(
+    small_decoder: Package, tmp_path: Path, sign: Callable[[Path], None], text: str
+) -> None:
+    package = with_files(small_decoder, tmp_path / "package", sign, {"tokenizer.json": text, "config.json": "{}"})
+    with pytest.raises(PackageError, match=r"tokenizer.json cannot be read") as caught:
+        convert(package, tmp_path / "out", "genai")
+    assert "\n" not in str(caught.value)
+
+
 def unlist(package: Path, *unlisted: str) -> None:
     """The files stay, and the manifest does not know them."""
     manifest = json.loads((package / MANIFEST).read_text())
