@@ -143,6 +143,8 @@ def _identity(job: Job, package: Package) -> dict[str, Any]:
         "source": [str(job.source.absolute()), state.st_size, state.st_mtime_ns],
         "part_rows": job.part_rows or default_rows(package),
     }
+    if format_of(job.output) != "parquet":
+        wanted["orjson"] = parts.orjson_version()
     return json.loads(json.dumps(wanted))  # as it is when it has been read
 
 

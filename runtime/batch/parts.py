@@ -98,6 +98,11 @@ def _json(value: Any) -> str:
         return json.dumps(_finite(value), ensure_ascii=False, default=_plain)
 
 
+def orjson_version() -> str | None:
+    """What writes vectors as JSON, None being Python: one writes 0.1 where the other writes 0.100000001."""
+    return None if orjson is None else orjson.__version__
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None

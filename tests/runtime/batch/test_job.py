@@ -331,6 +331,23 @@ def test_a_package_that_was_tuned_meanwhile_is_another_job(
     assert run(made, force=True).computed == 5
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_parts_of_two_writers_of_numbers_are_not_mixed(
+    embedder: Path, table: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    again = Job(embedder, table("jsonl", sentences(5)), tmp_path / f"out.{kind}", part_rows=2)
+    stop_before_the_end(again)
+    monkeypatch.setattr(parts, "orjson", None)
+    if kind == "parquet":  # where numbers have no digits
+        assert run(again).rows == 5
+    else:
+        with pytest.raises(InputError, match="differs in orjson:") as caught:
+            run(again)
+        assert "\n" not in str(caught.value)
+        monkeypatch.undo()
+        assert run(again).rows == 5
+
+
 def test_numbers_of_float32_are_exact_with_orjson_and_without(monkeypatch):
     exact = np.random.default_rng(0).standard_normal(500).astype(np.float32) * np.float32(10) ** np.arange(
         -38, 37, 0.15
