@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -72,17 +73,20 @@ def client_goes_away(_folder: Path, arguments: argparse.Namespace) -> dict[str, 
 
 
 def export_killed(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """SIGKILL at random moments of an export: there is a whole package or none."""
+    """SIGKILL at random moments of an export, half of them about its end: there is a whole package or none.
+
+    The next export to the place removes what kills have left.
+    """
     start = time.perf_counter()
     _quietly([*EXPORT, str(folder / "whole")])
     seconds = time.perf_counter() - start
     draw, states, half = random.Random(0), {"none": 0, "whole": 0}, 0  # noqa: S311
+    target = folder / "out"
     for number in range(arguments.kills):
-        target = folder / f"out{number}"
         command = [*EXPORT, str(target)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
         try:
-            process.wait(draw.uniform(0, seconds))
+            process.wait(draw.uniform(0.9 * seconds, 1.1 * seconds) if number % 2 else draw.uniform(0, seconds))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -94,7 +98,12 @@ def export_killed(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
             states["whole"] += 1
         except PackageError:
             half += 1
-    return {"passed": not half, "kills": arguments.kills, **states, "half": half, "export_s": round(seconds, 1)}
+        shutil.rmtree(target)
+    _quietly([*EXPORT, str(target)])
+    left = sorted(entry.name for entry in folder.iterdir())
+    passed = not half and states["whole"] > 0 and left == ["out", "whole"]
+    counts = {"kills": arguments.kills, **states, "half": half}
+    return {"passed": passed, **counts, "left": left, "export_s": round(seconds, 1)}
 
 
 def exports_to_one_place(folder: Path, _arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """Writes packages: manifest, golden vectors, grid, model card. A folder appears whole or not at all."""
 
+import contextlib
+import glob
 import json
-import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,24 +27,33 @@ from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import FACTOR, Comparison, Report, by_mask_and_length
 from isoformer.runtime.verify import GRID_FILE
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 MASK_CONTRACT = 1
+LOCK = ".lock"  # in a folder that is being filled, beside what is filled
 
 
-@contextmanager
+@contextlib.contextmanager
 def staged(path: Path, *, force: bool, marker: str = MANIFEST) -> Iterator[Path]:
     """A folder to fill, beside `path`; it becomes `path` at the end, and nothing remains of it after an error.
 
-    Raises ExportError as `refuse_taken` does.
+    What a killed process left of one for the same `path` is removed. Raises ExportError as `refuse_taken` does.
     """
     refuse_taken(path, force=force, marker=marker)
     path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        _remove_left(path)
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     except OSError as error:
         raise ExportError(f"{path.parent} cannot be written to: {error.strerror}") from None
+    folder, lock = beside / path.name, None
     try:
-        folder.chmod(0o777 & ~_umask())
+        lock = _lock(beside)
+        folder.mkdir()
         yield folder
         refuse_taken(path, force=force, marker=marker)
         if path.exists():
@@ -62,7 +71,36 @@ def staged(path: Path, *, force: bool, marker: str = MANIFEST) -> Iterator[Path]
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        if lock is not None:
+            lock.close()
+
+
+def _lock(beside: Path) -> IO[str] | None:
+    """Locks the folder until the file is closed or the process ends, however; None where files have no locks.
+
+    The lock is taken before its file has the name, so no other process sees it open.
+    """
+    if fcntl is None:
+        return None
+    file = (beside / f"{LOCK}-new").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        Path(file.name).rename(beside / LOCK)
+    except OSError:  # the folder will then be nobody's to remove
+        file.close()
+        return None
+    return file
+
+
+def _remove_left(path: Path) -> None:
+    """Removes the folders beside `path` that `staged` made and whose process is gone, so that nobody has the lock."""
+    if fcntl is None:
+        return
+    for left in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with contextlib.suppress(OSError), (left / LOCK).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
 
 
 def refuse_taken(path: Path, *, force: bool, marker: str = MANIFEST) -> None:
@@ -280,9 +318,3 @@ def _onnxruntime_version() -> str:
     import onnxruntime
 
     return onnxruntime.__version__
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
