@@ -26,6 +26,7 @@ MAX_FILES = 10_000
 MAX_TENSORS = 10_000  # inputs, outputs: a cache has two a layer
 MAX_AXES = 8
 MAX_FIXED = 2**28  # values that the fixed sizes and the least sizes of one tensor make
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")  # from the finest on
 DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")
 KINDS = ("value", "mask", "lengths", "segments", "prefix", "indices", "choices")
 ALONG = ("lengths", "prefix", "indices", "choices")
