@@ -93,7 +93,13 @@ TOLERANCES = mapped(record({"absolute": number}, {"factor": number}))
 STEPS = mapped(record({"bound": number}))
 MEASURES = mapped(either(number, either(text, mapped(number))))
 VARIANT = record(
-    {"path": _file, "provider": name, "precision": name, "cache": one_of("none", "plain", "shared"), "decoding": STEPS},
+    {
+        "path": _file,
+        "provider": name,
+        "precision": one_of(*PRECISIONS),
+        "cache": one_of("none", "plain", "shared"),
+        "decoding": STEPS,
+    },
     {
         "golden": CASES,
         "golden_cases": mapped(text),
@@ -112,7 +118,7 @@ PARITY = record(
 )
 GRAPH = record(
     {
-        "precision": name,
+        "precision": one_of(*PRECISIONS),
         "opset": whole(1, 1000),
         "signature": SIGNATURE,
         "operators": mapped(whole()),
