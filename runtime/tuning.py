@@ -289,20 +289,43 @@ def in_use(package: Package, provider: str, precision: str | None = None) -> Rec
 
 def write(package: Package, provider: str, precision: str, record: Record) -> None:
     """Files this machine's record, whole or not at all; those of other machines stay. Raises IsoformerError."""
-    whole, here = _whole(package), _here(package)
+    kept, here = _whole(package), _here(package)
     records = here.get("records", {}) | {key(package, provider, precision): record.to_dict()}
-    whole["schema"] = SCHEMA
-    whole.setdefault("machines", {})[machine()] = {"manifest": _export(package), "records": records}
+    kept.setdefault("machines", {})[machine()] = {"manifest": _export(package), "records": records}
+    _save(package, kept)
+
+
+def repair(package: Package) -> None:
+    """Removes what no record can be filed in: this machine's part of the file, or a file that is none.
+
+    Records that `read` refuses stay, until `write` replaces them. Raises IsoformerError.
+    """
+    try:
+        kept = _whole(package)
+    except PackageError:
+        try:
+            (package.path / FILE).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(package, error) from None
+        return
+    try:
+        _here(package)
+    except PackageError:
+        del kept["machines"][machine()]
+        _save(package, kept)
+
+
+def _save(package: Package, content: dict[str, Any]) -> None:
     beside = package.path / f".{FILE}.partial"  # of one name, so that kills leave one at most
     try:
         beside.unlink(missing_ok=True)  # rather than written to: it may be anything
         with beside.open("x", encoding="utf-8") as file:
-            json.dump(whole, file, indent=1)
+            json.dump(content | {"schema": SCHEMA}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(package.path / FILE)
     except OSError as error:
-        raise IsoformerError(f"{package.path / FILE} cannot be written: {error.strerror or error}") from None
+        raise _unwritable(package, error) from None
 
 
 def summary(package: Package) -> str | None:
@@ -362,3 +385,7 @@ def _export(package: Package) -> str:
 
 def _broken(package: Package, why: str) -> PackageError:
     return PackageError(f"{package.path / FILE} cannot be used ({why}); remove it, or run isoformer tune again")
+
+
+def _unwritable(package: Package, error: OSError) -> IsoformerError:
+    return IsoformerError(f"{package.path / FILE} cannot be written: {error.strerror or error}")
