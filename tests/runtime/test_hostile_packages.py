@@ -457,6 +457,24 @@ def test_nan_weights_fail_verification(package: Path) -> None:
     assert any("NaN" in failure.line() for failure in report.failures)
 
 
+def test_parts_that_do_not_belong_together(package: Path) -> None:
+    edit(package, lambda m: m["variants"]["cpu-float32"].update(zero_at_padding=["sentence_embedding"]))  # has 2 axes
+    loaded = load(package)
+    with pytest.raises(PackageError, match="do not belong together") as error:
+        verify.verify(loaded, Session(loaded).run, "ort", seed=1, variant="cpu-float32")
+    one_line(error)
+
+
+@pytest.mark.parametrize("kind", [KeyError, TypeError, ValueError, MemoryError, RuntimeError])
+def test_an_error_of_what_is_verified_stays_what_it_is(package: Path, kind: type[Exception]) -> None:
+    def run(_inputs: Any) -> Any:
+        raise kind("a defect")
+
+    with pytest.raises(kind, match="a defect") as error:
+        verify.verify(load(package), run, "ort", seed=1)
+    assert error.type is kind
+
+
 def test_inputs_that_are_too_large_to_draw(package: Path) -> None:
     """Sizes may fit the form and not the memory: verification says so before it reserves them."""
     first_input(axes=["batch_size", "sequence_length", 2**26])(package)
