@@ -483,6 +483,21 @@ def test_inputs_that_are_too_large_to_draw(package: Path) -> None:
     assert "too many values to be drawn" in drawn.note
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (first_input(high=None), "none can be drawn"),
+        (signature(lambda found: found.update(chunked=True)), "is chunked"),
+    ],
+)
+def test_signatures_that_no_inputs_can_be_drawn_for(package: Path, spoil: Spoil, words: str) -> None:
+    spoil(package)
+    loaded = load(package)
+    report = verify.verify(loaded, Session(loaded).run, "ort", seed=1)
+    assert not report.passed
+    assert all(words in failure.line() for failure in report.failures)
+
+
 # ------------------------------------------------------------------------------------------ texts
 
 
