@@ -50,10 +50,19 @@ def main() -> int:
     return int(any(line["failures"] for line in lines))
 
 
-def make_material() -> Path:
+def make_material() -> None:
+    """In a process of its own: threads of torch that stand here when workers are forked would leave them waiting."""
+    process = multiprocessing.get_context("fork").Process(target=_make_material)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit("the good inputs could not be made")
+
+
+def _make_material() -> None:
     from tests.fuzz.material import make
 
-    return make(WORK / "material")
+    make(WORK / "material")
 
 
 def fuzz(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
