@@ -121,6 +121,8 @@ def sample(signature: Signature, sizes: dict[str, int], mask: str, rng: np.rando
         elif spec.dtype == "uint8":
             arrays[spec.name] = rng.integers(spec.low, 256 if spec.high is None else spec.high, shape, np.uint8)
         elif spec.dtype.startswith("int"):
+            if spec.high is None:
+                raise InputError(f"{spec.name} holds whole numbers up to no bound, so none can be drawn")
             arrays[spec.name] = rng.integers(spec.low, spec.high, shape).astype(spec.dtype)
         elif spec.high is not None:
             arrays[spec.name] = rng.uniform(spec.low, spec.high, shape).astype(spec.dtype)

@@ -26,6 +26,7 @@ MAX_FILES = 10_000
 MAX_TENSORS = 10_000  # inputs, outputs: a cache has two a layer
 MAX_AXES = 8
 MAX_FIXED = 2**28  # values that the fixed sizes and the least sizes of one tensor make
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")  # from the finest on
 DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")
 KINDS = ("value", "mask", "lengths", "segments", "prefix", "indices", "choices")
 ALONG = ("lengths", "prefix", "indices", "choices")
@@ -92,7 +93,13 @@ TOLERANCES = mapped(record({"absolute": number}, {"factor": number}))
 STEPS = mapped(record({"bound": number}))
 MEASURES = mapped(either(number, either(text, mapped(number))))
 VARIANT = record(
-    {"path": _file, "provider": name, "precision": name, "cache": one_of("none", "plain", "shared"), "decoding": STEPS},
+    {
+        "path": _file,
+        "provider": name,
+        "precision": one_of(*PRECISIONS),
+        "cache": one_of("none", "plain", "shared"),
+        "decoding": STEPS,
+    },
     {
         "golden": CASES,
         "golden_cases": mapped(text),
@@ -111,7 +118,7 @@ PARITY = record(
 )
 GRAPH = record(
     {
-        "precision": name,
+        "precision": one_of(*PRECISIONS),
         "opset": whole(1, 1000),
         "signature": SIGNATURE,
         "operators": mapped(whole()),

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from isoformer.runtime.cases import BATCH_AXIS, Arrays, sample, takes_part
-from isoformer.runtime.errors import IsoformerError
+from isoformer.runtime.errors import InputError, IsoformerError
 from isoformer.runtime.package import Signature
 from isoformer.runtime.parity import Comparison, compare
 
@@ -157,7 +157,9 @@ def _content(signature: Signature, axis: str, sizes: dict[str, int], run: Callab
 
 def _chunks(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays], Arrays], rng) -> Pairs:
     """Cut in three at places drawn at random; the axes that are sums are those of the sequence and its past."""
-    total, parts = next(iter(signature.sums.items()))
+    total, parts = next(iter(signature.sums.items()), ("", ()))
+    if len(parts) != 2:
+        raise InputError("the signature says that it is chunked, and no axis of it is a sequence behind its past")
     past, length = parts if signature.axes[parts[0]][0] == 0 else parts[::-1]
     asked = {
         str(spec.axes[1]) for spec in signature.inputs if spec.kind == "indices"
@@ -170,6 +172,9 @@ def _chunks(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays],
     whole = run(inputs)
     cuts = sorted({0, *(int(cut) for cut in rng.integers(1, max(2, sizes[length]), 2)), sizes[length]})
     caches = {spec.name: inputs[spec.name] for spec in signature.inputs if past in spec.axes}
+    presents = {name: name.replace("past_key_values", "present") for name in caches}
+    if lacking := sorted(set(presents.values()) - whole.keys()):
+        raise InputError(f"the signature says that it is chunked, and has no output {lacking[0]}")
     answers: list[Arrays] = []
     for start, stop in pairwise(cuts):
         chunk = {}
@@ -182,7 +187,7 @@ def _chunks(signature: Signature, sizes: dict[str, int], run: Callable[[Arrays],
             if spec.kind == "indices":
                 chunk[spec.name] = chunk[spec.name] - start
         answers.append(run(chunk))
-        caches = {name: answers[-1][name.replace("past_key_values", "present")] for name in caches}
+        caches = {name: answers[-1][present] for name, present in presents.items()}
     joined = {
         spec.name: np.concatenate([answer[spec.name] for answer in answers], place[0])
         for spec in signature.outputs

@@ -1,29 +1,60 @@
-"""Chat templates that strangers wrote: jinja2's sandbox, and a budget of steps and of text.
+"""Chat templates that strangers wrote: jinja2's sandbox, and a budget of steps, of time and of text.
 
 The sandbox keeps a template from files and from Python's insides, but not from loops in loops or a text of many
-gigabytes. Steps are counted by Python's tracing, which sees every line that a template runs; what a single step may
-make is bounded where it is called.
+gigabytes. Steps are counted by Python's tracing, which sees every line that a template runs, and the clock is looked at
+there, since a line may compare long texts; what a single step may make is bounded where it is called, and what all of
+them make where they return.
 """
 
 import json
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_STEPS = 2_000_000  # lines of Python; a template takes some ten a message
 MAX_TEXT = 2**24  # characters of a text that a template makes
+MAX_ITEMS = 2**14  # of a list that two are put together to
+MAX_MADE = 2**28  # characters of all texts, and items of all lists, that are handed on
+MAX_SECONDS = 10.0  # a template takes milliseconds
 MAX_NUMBER = 10_000  # of an argument, such as a width
+
+
+class _Code(CodeGenerator):
+    """Parts and joined texts go through the environment as all else does; jinja2 writes them as Python's own."""
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.part(" if isinstance(node.arg, nodes.Slice) else "environment.getitem(")
+        self.visit(node.node, frame)
+        self.write(", ")
+        self.visit(node.arg, frame)
+        self.write(")")
+
+    def visit_Slice(self, node: nodes.Slice, frame: Frame) -> None:  # noqa: N802
+        for place, bound in enumerate((node.start, node.stop, node.step)):
+            self.write(", " if place else "")
+            self.write("None") if bound is None else self.visit(bound, frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
 
 
 class Environment(ImmutableSandboxedEnvironment):
     """jinja2's sandbox, set up as in transformers, with bounds on what one call or operator makes."""
 
-    intercepted_binops = frozenset(["*", "**", "%"])
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+    code_generator_class = _Code
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -37,6 +68,25 @@ class Environment(ImmutableSandboxedEnvironment):
         # A method is refused by what it is bound to, too: 'x'.replace, '{:>9999999}'.format.
         _refuse((getattr(function, "__self__", None), *arguments, *named.values()))
         return super().call(context, function, *arguments, **named)
+
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # jinja2's is "".join
+        found, left = [], MAX_TEXT
+        for part in parts:
+            left -= len(part)
+            if left < 0:
+                raise jinja2.TemplateRuntimeError(f"it makes a text of more than {MAX_TEXT:,} characters")
+            found.append(part)
+        return "".join(found)
+
+    @staticmethod
+    def part(whole: Any, start: Any, stop: Any, step: Any) -> Any:
+        """whole[start:stop:step]"""
+        return whole[start:stop:step]
+
+    def joined(self, parts: Iterable[Any]) -> str:
+        """The texts of all parts, one after the other."""
+        return self.concat(map(str, parts))
 
     def wrap_str_format(self, value: Any) -> Any:
         found = super().wrap_str_format(value)
@@ -55,20 +105,39 @@ class Environment(ImmutableSandboxedEnvironment):
             raise jinja2.TemplateRuntimeError("a power is too large")
         if operator == "%":
             _refuse((left,))
+        if operator == "+" and sizes != [left, right]:
+            if isinstance(left, list | tuple) and sum(whole) > MAX_ITEMS:
+                raise jinja2.TemplateRuntimeError(f"it makes a list of more than {MAX_ITEMS:,} items")
+            if sum(whole) > MAX_TEXT:
+                raise jinja2.TemplateRuntimeError(f"it makes a text of more than {MAX_TEXT:,} characters")
         return super().call_binop(context, operator, left, right)
 
 
-def render(compiled: jinja2.Template, **values: Any) -> str:
-    """The template's text. Raises jinja2.TemplateError where it takes too many steps or makes too long a text."""
-    left, before = MAX_STEPS, sys.gettrace()
+_LOOK_UPS = frozenset([Environment.getitem.__code__, Environment.getattr.__code__])
 
-    def trace(_frame: Any, event: str, value: Any) -> Any:
-        nonlocal left
+
+def render(compiled: jinja2.Template, **values: Any) -> str:
+    """The template's text.
+
+    Raises jinja2.TemplateError where it takes too many steps or too long, or makes too much.
+    """
+    left, made, last, before = MAX_STEPS, 0, None, sys.gettrace()
+    deadline = time.monotonic() + MAX_SECONDS
+
+    def trace(frame: Any, event: str, value: Any) -> Any:
+        nonlocal left, made, last
         left -= 1
         if left < 0:
             raise jinja2.TemplateRuntimeError(f"it takes more than {MAX_STEPS:,} steps")
-        if event == "return" and isinstance(value, str) and len(value) > MAX_TEXT:
-            raise jinja2.TemplateRuntimeError(f"it makes a text of more than {MAX_TEXT:,} characters")
+        if time.monotonic() > deadline:
+            raise jinja2.TemplateRuntimeError(f"it takes more than {MAX_SECONDS:g} seconds")
+        if event == "return" and isinstance(value, str | list | tuple):
+            if value is not last and frame.f_code not in _LOOK_UPS:  # it may be new
+                made, last = made + len(value), value
+            if isinstance(value, str) and len(value) > MAX_TEXT:
+                raise jinja2.TemplateRuntimeError(f"it makes a text of more than {MAX_TEXT:,} characters")
+            if made > MAX_MADE:
+                raise jinja2.TemplateRuntimeError(f"it makes more than {MAX_MADE:,} characters in all")
         return trace
 
     sys.settrace(trace)

@@ -14,12 +14,29 @@ from typing import Any
 
 from isoformer.runtime.cost import Cost
 from isoformer.runtime.errors import IsoformerError, PackageError
+from isoformer.runtime.forms import (
+    FormError,
+    anything,
+    flag,
+    listed,
+    mapped,
+    nullable,
+    number,
+    one_line,
+    read_object,
+    record,
+    refuse,
+    text,
+    whole,
+)
+from isoformer.runtime.manifest import PRECISIONS
 from isoformer.runtime.package import MANIFEST, Package, sha256
 from isoformer.runtime.providers import onnxruntime_module
 
 FILE = "tuning.json"
 SCHEMA = 1
 DISTURBED = 0.25  # of a turn spent waiting for a processor
+MACHINES = 1000  # as many sections of the file, and records in one of them
 
 
 @dataclass(frozen=True, order=True)
@@ -88,7 +105,7 @@ class Shape:
     @classmethod
     def parse(cls, text: str) -> "Shape":
         """`8x128`, or `8x128:697` where 697 of the 1024 are real. Raises ValueError."""
-        match = re.fullmatch(r"(?:(prefill|step) )?(\d+)[x×](\d+)(?::(\d+))?", text.strip())
+        match = re.fullmatch(r"(?:(prefill|step) )?(\d{1,9})[x×](\d{1,9})(?::(\d{1,18}))?", text.strip())
         if match is None:
             raise ValueError(f"{text!r} is no shape such as 8x128, or 8x128:697 where 697 tokens are real")
         batch, length = int(match[2]), int(match[3])
@@ -96,6 +113,43 @@ class Shape:
         if not (batch > 0 and length > 0 and length + batch - 1 <= real <= batch * length):
             raise ValueError(f"{text!r}: one row fills its {length} places, and every row has a token")
         return cls(batch, length, real, match[1] or "run")
+
+
+def _at_least_0(value: Any, where: str) -> None:
+    number(value, where)
+    if value < 0:
+        refuse(value, where, "a number of at least 0")
+
+
+def _above_0(value: Any, where: str) -> None:
+    number(value, where)
+    if value <= 0:
+        refuse(value, where, "a number above 0")
+
+
+COST = record(
+    {"call": _at_least_0, "pair": _at_least_0, "step": whole(1, 2**20), "packed": flag, "crowd": _at_least_0},
+    closed=True,
+)
+ROUND = record(
+    {
+        "stage": whole(0, 9),
+        "turn": whole(0, 9999),
+        "shape": text,
+        "waited": _at_least_0,
+        "ms": mapped(_above_0, 10_000),
+    }
+)
+RECORD = record(
+    {
+        "finished": flag,
+        "table": mapped(text, 10_000),
+        "cost": nullable(COST),
+        "refused": mapped(text, 10_000),
+        "shapes": listed(text, 10_000),
+        "rounds": listed(ROUND, 100_000),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +214,9 @@ class Record:
         }
 
     @classmethod
-    def read(cls, data: dict[str, Any]) -> "Record":
+    def read(cls, data: Any) -> "Record":
+        """What `to_dict` made. Raises ValueError for anything else."""
+        RECORD(data, "a record")
         return cls(
             [Shape.parse(text) for text in data["shapes"]],
             [Round.read(one) for one in data["rounds"]],
@@ -201,18 +257,28 @@ def read(package: Package, provider: str, precision: str) -> Record | None:
 
     Raises PackageError for a file that cannot be read, or names what the package does not have.
     """
-    here = _here(package)
-    data = here.get("records", {}).get(key(package, provider, precision))
+    data = _here(package).get("records", {}).get(key(package, provider, precision))
     if data is None:
         return None
     try:
-        record = Record.read(data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _broken(package, repr(error)) from None
-    for choice in record.choices:
-        if choice.variant and package.variants.get(choice.variant, {}).get("provider") != provider:
-            raise _broken(package, f"{choice.variant} is no variant of it for {provider}")
-    return record
+        found = Record.read(data)
+        for choice in {*found.choices, *(choice for one in found.rounds for choice in one.times)}:
+            _check(choice, package, provider, precision)
+    except ValueError as error:
+        raise _broken(package, one_line(error)) from None
+    return found
+
+
+def _check(choice: Choice, package: Package, provider: str, precision: str) -> None:
+    """Raises ValueError for what `isoformer tune` would not measure here."""
+    if choice.threads > cores():
+        raise ValueError(f"{choice} is of more threads than the {cores()} processors here")
+    if choice.variant:
+        variant = package.variants.get(choice.variant)
+        if variant is None or variant["provider"] != provider:
+            raise ValueError(f"{choice.variant} is no variant of it for {provider}")
+        if PRECISIONS.index(variant["precision"]) > PRECISIONS.index(precision):
+            raise ValueError(f"{choice.variant} computes in less than {precision}")
 
 
 def in_use(package: Package, provider: str, precision: str | None = None) -> Record | None:
@@ -223,59 +289,93 @@ def in_use(package: Package, provider: str, precision: str | None = None) -> Rec
 
 def write(package: Package, provider: str, precision: str, record: Record) -> None:
     """Files this machine's record, whole or not at all; those of other machines stay. Raises IsoformerError."""
-    whole, here = _whole(package), _here(package)
+    kept, here = _whole(package), _here(package)
     records = here.get("records", {}) | {key(package, provider, precision): record.to_dict()}
-    whole["schema"] = SCHEMA
-    whole.setdefault("machines", {})[machine()] = {"manifest": _export(package), "records": records}
+    kept.setdefault("machines", {})[machine()] = {"manifest": _export(package), "records": records}
+    _save(package, kept)
+
+
+def repair(package: Package) -> None:
+    """Removes what no record can be filed in: this machine's part of the file, or a file that is none.
+
+    Records that `read` refuses stay, until `write` replaces them. Raises IsoformerError.
+    """
+    try:
+        kept = _whole(package)
+    except PackageError:
+        try:
+            (package.path / FILE).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(package, error) from None
+        return
+    try:
+        _here(package)
+    except PackageError:
+        del kept["machines"][machine()]
+        _save(package, kept)
+
+
+def _save(package: Package, content: dict[str, Any]) -> None:
     beside = package.path / f".{FILE}.partial"  # of one name, so that kills leave one at most
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(whole, file, indent=1)
+        beside.unlink(missing_ok=True)  # rather than written to: it may be anything
+        with beside.open("x", encoding="utf-8") as file:
+            json.dump(content | {"schema": SCHEMA}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(package.path / FILE)
     except OSError as error:
-        raise IsoformerError(f"{package.path / FILE} cannot be written: {error.strerror or error}") from None
+        raise _unwritable(package, error) from None
 
 
 def summary(package: Package) -> str | None:
-    """What `inspect` says of it in one line, None for a package that was never tuned."""
+    """What `inspect` says of it in one line, None for a package that was never tuned. Raises PackageError as `read`."""
     machines = _whole(package).get("machines", {})
     if not machines:
         return None
     this = machine()
     records = _here(package).get("records", {})
-    tuned = [name for name, data in records.items() if data.get("table")]
+    try:
+        for name, data in records.items():
+            RECORD(data, name)
+    except FormError as error:
+        raise _broken(package, one_line(error)) from None
+    tuned = [name for name, data in records.items() if data["table"]]
     if tuned:
         return f"here ({this}), for {', '.join(tuned)}"
     if records:
         return f"begun here, not yet decided; the default graph runs until isoformer tune {package.path} has ended"
     if this in machines:
         return f"an earlier export; the default graph runs here: isoformer tune {package.path}"
-    others = "; ".join(machines)
+    others = "; ".join([*machines][:9])
     return f"on another machine ({others}); the default graph runs here: isoformer tune {package.path}"
 
 
 def _whole(package: Package) -> dict[str, Any]:
-    """The file's content, {} where there is none."""
+    """The file's content, {} where there is none. It is under no digest, so it is held to a form."""
     file = package.path / FILE
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise _broken(package, str(error)) from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("machines"), dict):
-        raise _broken(package, f"it is not of schema {SCHEMA}")
+    try:
+        # Not a pipe, which would keep whoever opens it waiting, nor a link that was made after the package was loaded.
+        if not file.is_file() or not file.resolve().is_relative_to(package.path.resolve()):
+            raise ValueError("it is no file of the package")
+        data = read_object(file)
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"it is not of schema {SCHEMA}")
+        record({"machines": mapped(anything, MACHINES)})(data, "")
+    except (PackageError, OSError, ValueError, RuntimeError) as error:
+        raise _broken(package, one_line(error).removeprefix(f"{file} ")) from None
     return data
 
 
 def _here(package: Package) -> dict[str, Any]:
     """What the file has of this machine and this export."""
-    machines = _whole(package).get("machines", {})
-    found = machines.get(machine(), {}) if machines else {}
-    if not isinstance(found, dict) or not isinstance(found.get("records", {}), dict):
-        raise _broken(package, "its records are no objects")
+    found = _whole(package).get("machines", {}).get(machine(), {})
+    try:
+        record({}, {"records": mapped(anything, MACHINES)})(found, "its part for this machine")
+    except FormError as error:
+        raise _broken(package, one_line(error)) from None
     return found if found.get("manifest") == _export(package) else {}
 
 
@@ -285,3 +385,7 @@ def _export(package: Package) -> str:
 
 def _broken(package: Package, why: str) -> PackageError:
     return PackageError(f"{package.path / FILE} cannot be used ({why}); remove it, or run isoformer tune again")
+
+
+def _unwritable(package: Package, error: OSError) -> IsoformerError:
+    return IsoformerError(f"{package.path / FILE} cannot be written: {error.strerror or error}")

@@ -8,7 +8,7 @@ None of them needs torch: the reference was computed when the package was export
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from isoformer.runtime import npz, padding
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.errors import IsoformerError, PackageError
+from isoformer.runtime.forms import one_line
 from isoformer.runtime.package import Package, Signature
 from isoformer.runtime.parity import Comparison, Report, comparable, compare, sample_indices
 from isoformer.runtime.relations import relations
@@ -48,31 +49,9 @@ def verify(
 
     Raises PackageError for a package whose parts do not belong together, so that there is nothing to run.
     """
-    try:
-        return _verify(package, run, runtime, seed, small, golden_alone, variant, progress, keep)
-    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, IsoformerError):
-            raise
-        # The manifest has its form, and still its cases, signature and graph may not belong together.
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise PackageError(f"{package.path} cannot be verified: its parts do not belong together ({what})") from error
-
-
-def _verify(
-    package: Package,
-    run: Callable[[Arrays], Arrays],
-    runtime: str,
-    seed: int,
-    small: bool,
-    golden_alone: bool,
-    variant: str | None,
-    progress: Callable[[str], None],
-    keep: Keep,
-) -> Report:
     report = Report()
     records = package.manifest if variant is None else package.variant(variant)
     tolerances = {name: entry["absolute"] for name, entry in records["tolerances"].items()}
-    unpadded = records.get("zero_at_padding", ())
     own_bounds = variant is not None and records["precision"] != package.manifest["precision"]
 
     def compared(inputs: Arrays) -> Arrays:
@@ -80,14 +59,10 @@ def _verify(
 
     grid = iter(()) if golden_alone else read_grid(package)
     for check, cases in (("golden", package.golden()), ("grid", grid)):
-        for name, inputs, outputs in cases:
-            if small and not is_small(package.signature, inputs, package.manifest["parameters"]):
-                continue
+        for name, inputs, outputs, recorded in _paired(
+            package, check, cases, records.get("zero_at_padding", ()), small
+        ):
             progress(name)
-            if check == "golden":  # the grid has them so already
-                outputs = comparable(package.signature, outputs)
-            outputs = padding.without(package.signature, unpadded, inputs, outputs)
-            recorded = package.manifest[check][name]
             if own_bounds:
                 recorded = {output: record | {"bound": tolerances[output]} for output, record in recorded.items()}
             taken = partial(keep, name) if check == "golden" else _forget
@@ -97,6 +72,34 @@ def _verify(
             progress(comparison.case)
             report.comparisons.append(comparison)
     return report
+
+
+def _paired(
+    package: Package, check: str, cases: Iterator[tuple[str, Arrays, Arrays]], unpadded: Collection[str], small: bool
+) -> Iterator[tuple[str, Arrays, Arrays, dict[str, dict]]]:
+    """The cases as a run is held to them: name, inputs, the reference's outputs, what the manifest records of them.
+
+    Raises PackageError where these do not belong together: each has its form, and still they may be of two models.
+    What the one who asks for the next case does meanwhile is none of it.
+    """
+    try:
+        for name, inputs, outputs in cases:
+            if small and not is_small(package.signature, inputs, package.manifest["parameters"]):
+                continue
+            if check == "golden":  # the grid has them so already
+                outputs = comparable(package.signature, outputs)
+            yield (
+                name,
+                inputs,
+                padding.without(package.signature, unpadded, inputs, outputs),
+                package.manifest[check][name],
+            )
+    except IsoformerError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        what = one_line(error)[:300]
+        why = f"its parts do not belong together ({type(error).__name__}: {what})"
+        raise PackageError(f"{package.path} cannot be verified: {why}") from error
 
 
 def replay_golden(

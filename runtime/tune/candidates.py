@@ -4,11 +4,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from isoformer.runtime.manifest import PRECISIONS
 from isoformer.runtime.package import Package
 from isoformer.runtime.providers import has_fusions_off
 from isoformer.runtime.tuning import Choice, cores
-
-PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")  # from the finest on
 
 
 def graphs(package: Package, provider: str, bound: str) -> list[Choice]:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from isoformer.runtime import tuning
 from isoformer.runtime.cost import cost_on
-from isoformer.runtime.errors import IsoformerError
+from isoformer.runtime.errors import IsoformerError, PackageError
 from isoformer.runtime.package import Package
 from isoformer.runtime.tune import candidates, decide
 from isoformer.runtime.tuning import Choice, Record, Round, Shape
@@ -45,11 +45,14 @@ class Job:
 
 
 def begin(job: Job, *, anew: bool = False) -> Record:
-    """The record of an earlier run for the same shapes, or a new one; it is written, so that it can be."""
+    """The record of an earlier run for the same shapes, or a new one; it is written, so that it can be.
+
+    A file or a record that cannot be used is replaced, as its error says; the records of other machines stay.
+    """
+    tuning.repair(job.package)
     try:
         found = None if anew else tuning.read(job.package, job.provider, job.precision)
-    except IsoformerError:
-        (job.package.path / tuning.FILE).unlink(missing_ok=True)  # it says itself that tuning again is the remedy
+    except PackageError:
         found = None
     if found is None or found.shapes != list(job.shapes):
         table = found.table if found is not None else {}  # in use until there is another

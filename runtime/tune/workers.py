@@ -8,6 +8,7 @@ from contextlib import suppress
 from random import Random
 from types import TracebackType
 
+from isoformer.runtime.forms import one_line
 from isoformer.runtime.package import Package
 from isoformer.runtime.tuning import Choice, Shape
 
@@ -71,7 +72,7 @@ class Workers:
         return json.loads(line) if line.endswith("\n") else {}
 
     def _refuse(self, choice: Choice, reason: str) -> None:
-        self.refused[choice] = " ".join(reason.split())
+        self.refused[choice] = " ".join(one_line(ValueError(reason)).split())
         self._end(choice)
 
     def _end(self, choice: Choice) -> None:

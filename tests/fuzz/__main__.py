@@ -3,8 +3,9 @@
     python -m tests.fuzz --minutes 1 [--target NAME …] [--seed N] [--write]
     python -m tests.fuzz --replay build/fuzz/failures/NAME-SEED
 
-A failure is a signal, more than --timeout seconds, more memory than 3 GiB, any error that is not one line for people,
-or a file that is opened outside the input's folder. Its input is kept below build/fuzz/failures. Prints a JSON line a
+A failure is a signal, more than --timeout seconds, more memory than 1 GiB (3 GiB where graphs are run), no memory left
+even where that is told in one line, any error that is not one line for people, or a file that is opened outside the
+input's folder. Its input is kept below build/fuzz/failures. Prints a JSON line a
 target with the inputs tried, the minutes and the failures; exit status 1 where there is one. --write puts the lines
 into tests/fuzz/results.jsonl.
 """
@@ -49,10 +50,19 @@ def main() -> int:
     return int(any(line["failures"] for line in lines))
 
 
-def make_material() -> Path:
+def make_material() -> None:
+    """In a process of its own: threads of torch that stand here when workers are forked would leave them waiting."""
+    process = multiprocessing.get_context("fork").Process(target=_make_material)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit("the good inputs could not be made")
+
+
+def _make_material() -> None:
     from tests.fuzz.material import make
 
-    return make(WORK / "material")
+    make(WORK / "material")
 
 
 def fuzz(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -74,7 +84,8 @@ def fuzz(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def distinct(failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first of those that differ in numbers and names alone."""
-    kinds = {re.sub(r"\d+|/tmp/\S+|'[^']*'|0x\S+", "…", found["wrong"])[-250:]: found for found in reversed(failures)}
+    names = rf"\d+|{re.escape(tempfile.gettempdir())}/\S+|'[^']*'|0x\S+"
+    kinds = {re.sub(names, "…", found["wrong"])[-250:]: found for found in reversed(failures)}
     return list(kinds.values())
 
 
@@ -143,7 +154,7 @@ def replay(file: Path) -> int:
         }
         target.put(found)
         write(Path(folder) / "shown", {name: content for name, content in found.items() if isinstance(content, bytes)})
-        wrong = failure(target.run, None, Path(folder))
+        wrong = failure(target.run, None, Path(folder), most_memory=target.most_memory)
     print(wrong or "as it should be")
     return int(wrong is not None)
 

@@ -15,6 +15,7 @@ from isoformer.models.checkpoints import CheckpointError
 from isoformer.runtime.errors import IsoformerError
 
 EXPECTED = (IsoformerError, CheckpointError, ExportError)
+MEMORY = 2**30  # bytes by which an input may make the process grow
 LONGEST = 4000  # characters of an error's line
 IN_ACCESS, IN_OPEN, IN_NONBLOCK = 1, 32, 0o4000
 
@@ -67,23 +68,55 @@ class Watch:
                 pass
 
 
-def failure(run: Callable[[], None], watch: Watch | None, *folders: Path) -> str | None:
+def failure(
+    run: Callable[[], None], watch: Watch | None, *folders: Path, most_memory: int | None = MEMORY
+) -> str | None:
     """What is wrong with the way `run` ends, None where it returns or raises one line for people.
 
-    folders: it may open files below them.
+    folders: it may open files below them. most_memory: bytes that it may take, also if it gives them back; None for
+    a graph that is run, whose memory is its own affair.
     """
     if watch is None:
-        return _trouble(run)
+        return _within(run, most_memory)
     with watch.over(*folders) as opened:
-        found = _trouble(run)
+        found = _within(run, most_memory)
     return f"opened {opened[0]}" if opened else found
 
 
-def _trouble(run: Callable[[], None]) -> str | None:
+def _within(run: Callable[[], None], most: int | None) -> str | None:
+    """As `_trouble`, and what `run` takes at its peak if that is more than the most."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here on: proc(5)
+    before = _kilobytes("VmRSS")
+    found = _trouble(run, out_of_memory=most is not None)
+    taken = (_kilobytes("VmHWM") - before) * 1024
+    return f"took {taken:,} bytes of memory" if found is None and most is not None and taken > most else found
+
+
+def _kilobytes(name: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return int(status.split(f"{name}:")[1].split()[0])
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those behind it, also where it was raised `from None`."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _trouble(run: Callable[[], None], *, out_of_memory: bool) -> str | None:
+    """out_of_memory: whether that is a failure too where it was turned into one line."""
     try:
         run()
     except EXPECTED as error:
         text = str(error)
+        for behind in _chain(error) if out_of_memory else ():
+            if isinstance(behind, MemoryError):
+                return (
+                    f"out of memory, told as {text[:200]!r}\n{''.join(traceback.format_tb(behind.__traceback__)[-4:])}"
+                )
         if "\n" in text or not text or len(text) > LONGEST:
             return f"the error is not one line: {text[:200]!r}"
     except BaseException as error:

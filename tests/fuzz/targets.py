@@ -23,8 +23,9 @@ from rich.console import Console
 from isoformer.models import checkpoints
 from isoformer.models.checkpoints.ctranslate2 import ModelFile
 from isoformer.models.checkpoints.gguf_file import GGUFFile
-from isoformer.runtime import cli, decoding, load
+from isoformer.runtime import cli, decoding, load, tuning
 from isoformer.runtime.batch.rows import Place, Source
+from isoformer.runtime.cost import Cost
 from isoformer.runtime.generation import Settings
 from isoformer.runtime.package import MANIFEST, Package
 from isoformer.runtime.serve.app import Server, make_app
@@ -32,7 +33,10 @@ from isoformer.runtime.serve.inference import LENGTH_HEADER
 from isoformer.runtime.serve.limits import Limits
 from isoformer.runtime.session import Session, open_fastest
 from isoformer.runtime.tasks import embed, generate
+from isoformer.runtime.tune import job
+from isoformer.runtime.tuning import Choice, Record, Round, Shape
 from isoformer.runtime.verify import read_grid
+from tests.fuzz.guards import MEMORY
 from tests.fuzz.mutate import any_bytes, any_json, hostile
 
 Input = dict[str, bytes | Path]
@@ -40,7 +44,12 @@ FEW = Settings(max_tokens=2)
 
 
 class Target:
-    """make: an input of a generator. run: what is done with the folder that holds it."""
+    """make: an input of a generator. run: what is done with the folder that holds it.
+
+    most_memory: bytes that this may take, None for what the process has.
+    """
+
+    most_memory: int | None = MEMORY
 
     def __init__(self, material: Path, folder: Path, decoy: Path) -> None:
         self.material, self.folder = material, folder
@@ -81,6 +90,7 @@ class PackageTarget(Target):
     """A package in which the manifest, a file or a link is hostile, under true digests as somebody would write them."""
 
     kind = "embedder"
+    most_memory = None  # a graph is run
 
     def prepare(self) -> None:
         self.good = self.material / self.kind
@@ -283,6 +293,8 @@ def change_graph(rng: random.Random, model: onnx.ModelProto, words: list[str]) -
 class Archive(PackageTarget):
     """parity.npz: lying headers, sizes and shapes, and what unpacks to much more."""
 
+    most_memory = MEMORY
+
     def prepare(self) -> None:
         super().prepare()
         with np.load(self.good / "parity.npz") as arrays:
@@ -324,6 +336,7 @@ class Texts(PackageTarget):
     """tokenizer.json and its neighbours, chat templates among them, of a decoder."""
 
     kind = "generator"
+    most_memory = MEMORY
 
     def make(self, rng: random.Random) -> Input:
         name = rng.choice(("tokenizer.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "j"))
@@ -352,6 +365,8 @@ class Texts(PackageTarget):
             "{{ 'a' | center(999999999) }}",
             "{{ raise_exception('a\nb') }}",
             "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+            "{% set x = 'ab' * 500000 %}{% set y %}{% for i in range(9999) %}{{ x }}{% endfor %}{% endset %}",
             "{{ [1]|batch(999999999, 0)|list }}",
             "{{ messages[7]['x'] }}",
             "{{ strftime_now(1) }}",
@@ -370,6 +385,47 @@ class Texts(PackageTarget):
 
     def run(self) -> None:
         self.use(load(self.folder))
+
+
+class Tuning(PackageTarget):
+    """tuning.json, which is under no digest: shown, followed by a session with its threads, and repaired."""
+
+    most_memory = MEMORY
+
+    def prepare(self) -> None:
+        super().prepare()
+        shape, free = Shape(1, 7, 7), next(iter(load(self.good).variants))
+        choices = {Choice(): 1.5, Choice(free, threads=1, spinning=False): 2.5}
+        table = {shape: Choice(), Shape(5, 13, 29): Choice(free, threads=1)}
+        record = Record([shape], [Round(0, 0, shape, choices)], {Choice("x"): "why"}, table, Cost(7.0, 0.5))
+        tuning.write(load(self.folder), "cpu", "float32", record)
+        self.record = json.loads((self.folder / tuning.FILE).read_text(encoding="utf-8"))
+
+    def make(self, rng: random.Random) -> Input:
+        if rng.random() < 0.05:
+            return {tuning.FILE: rng.choice([*map(Path, self.words), Path(tuning.FILE)])}
+        words = [*self.words, "canonical threads=2000", "1x16", "cpu-float32", "fusions=all", "0x0", "9x999999999"]
+        if rng.random() < 0.3:
+            return {tuning.FILE: any_json(rng, self.record, words)}
+        keys = ("machines", *self.record["machines"], "records")
+        whole = json.loads(json.dumps(self.record))
+        records = whole["machines"][tuning.machine()]["records"]
+        (name,) = records
+        records[name] = json.loads("{}")
+        text = json.dumps(whole).encode()
+        place = text.rindex(b"{}")
+        inner = any_json(rng, self.record["machines"][tuning.machine()]["records"][name], [*words, *keys])
+        return {tuning.FILE: text[:place] + inner + text[place + 2 :]}
+
+    def run(self) -> None:
+        package = load(self.folder)
+        try:
+            show(package)
+        finally:
+            try:
+                embed.run(Session.fastest(package), ["a fox", "a " * 9], truncate=True)
+            finally:
+                job.begin(job.Job(package, "cpu", "float32", (Shape(1, 7, 7),), 0.0))
 
 
 def as_json(data: Any) -> bytes:
@@ -612,6 +668,7 @@ TARGETS: dict[str, Callable[[Path, Path, Path], Target]] = {
     "graph": Graph,
     "archive": Archive,
     "texts": Texts,
+    "tuning": Tuning,
     "gguf": GGUF,
     "ctranslate2": CTranslate2,
     "safetensors": Safetensors,

@@ -35,7 +35,7 @@ def work(name: str, material: Path, folder: Path, seed: int) -> None:
     while True:
         target.put(target.make(random.Random(seed)))  # noqa: S311
         at[:] = PLACE.pack(seed, time.monotonic(), tried)
-        wrong = failure(target.run, watch, folder / "input", material)
+        wrong = failure(target.run, watch, folder / "input", material, most_memory=target.most_memory)
         tried += 1
         at[:] = PLACE.pack(seed, 0, tried)
         if wrong is not None:

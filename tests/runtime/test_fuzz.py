@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from isoformer.runtime import PackageError
 from tests.fuzz import material
 from tests.fuzz.guards import Watch, failure
 from tests.fuzz.targets import TARGETS, PackageTarget
@@ -41,7 +42,9 @@ def test_hostile_input_is_one_line(name: str, made: Path, decoy: Path, watch: Wa
     target = TARGETS[name](made, decoy.parent / name, decoy)
     for seed in range(FEW):
         target.put(target.make(random.Random(seed)))  # noqa: S311
-        assert failure(target.run, watch, decoy.parent / name, made) is None, f"{name}, seed {seed}"
+        assert failure(target.run, watch, decoy.parent / name, made, most_memory=target.most_memory) is None, (
+            f"{name}, seed {seed}"
+        )
         if isinstance(target, PackageTarget):
             target.restore()
 
@@ -52,6 +55,30 @@ def test_what_is_opened_outside_is_seen(decoy: Path, tmp_path: Path, watch: Watc
 
     assert failure(outside, watch, tmp_path)
     assert failure(lambda: None, watch, tmp_path) is None
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_memory_that_is_not_there_is_seen_behind_an_error_of_one_line(tmp_path: Path, hidden: bool) -> None:
+    def run() -> None:
+        try:
+            bytearray(2**60)
+        except MemoryError as error:
+            try:
+                raise ValueError("between") from (None if hidden else error)
+            except ValueError:
+                raise PackageError("it does not fit") from None
+
+    assert "out of memory, told as 'it does not fit'" in str(failure(run, None, tmp_path))
+    assert failure(run, None, tmp_path, most_memory=None) is None
+
+
+def test_memory_that_is_given_back_is_seen(tmp_path: Path) -> None:
+    def run() -> None:
+        assert len(bytes(7 * 2**20).replace(b"\0", b"x")) == 7 * 2**20
+
+    for _ in range(2):  # the peak of the first does not hide that of the second
+        assert "bytes of memory" in str(failure(run, None, tmp_path, most_memory=2**22))
+    assert failure(run, None, tmp_path, most_memory=2**26) is None
 
 
 def test_other_errors_are_seen(tmp_path: Path) -> None:

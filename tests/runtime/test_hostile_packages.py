@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from isoformer.runtime import Session, cli, load, verify
+from isoformer.runtime import Session, cli, load, template, verify
 from isoformer.runtime.chat import Chat
 from isoformer.runtime.errors import IsoformerError, PackageError
 from isoformer.runtime.package import MANIFEST, WEIGHTS, Package, Signature, sha256
@@ -223,6 +223,11 @@ LOADED: dict[str, tuple[Spoil, str]] = {
     ),
     "variant at ..": (says(lambda m: m["variants"]["cpu-float32"].update(path="../x.onnx")), OUT),
     "variant that is not listed": (says(lambda m: m["variants"]["cpu-float32"].update(path="x.onnx")), "not among"),
+    "precision that there is not": (says(lambda manifest: manifest.update(precision="weird")), "precision is 'weird'"),
+    "variant of a precision that there is not": (
+        says(lambda m: m["variants"]["cpu-float32"].update(precision="weird")),
+        "precision is 'weird'",
+    ),
     "golden vectors at ..": (says(lambda m: m["golden"].update({"../x": m["golden"]["test_data_set_0"]})), "not among"),
     # sizes that lie
     "axis of 10^12": (first_input(axes=["batch_size", 10**12]), "from 0 to 2147483648"),
@@ -452,12 +457,45 @@ def test_nan_weights_fail_verification(package: Path) -> None:
     assert any("NaN" in failure.line() for failure in report.failures)
 
 
+def test_parts_that_do_not_belong_together(package: Path) -> None:
+    edit(package, lambda m: m["variants"]["cpu-float32"].update(zero_at_padding=["sentence_embedding"]))  # has 2 axes
+    loaded = load(package)
+    with pytest.raises(PackageError, match="do not belong together") as error:
+        verify.verify(loaded, Session(loaded).run, "ort", seed=1, variant="cpu-float32")
+    one_line(error)
+
+
+@pytest.mark.parametrize("kind", [KeyError, TypeError, ValueError, MemoryError, RuntimeError])
+def test_an_error_of_what_is_verified_stays_what_it_is(package: Path, kind: type[Exception]) -> None:
+    def run(_inputs: Any) -> Any:
+        raise kind("a defect")
+
+    with pytest.raises(kind, match="a defect") as error:
+        verify.verify(load(package), run, "ort", seed=1)
+    assert error.type is kind
+
+
 def test_inputs_that_are_too_large_to_draw(package: Path) -> None:
     """Sizes may fit the form and not the memory: verification says so before it reserves them."""
     first_input(axes=["batch_size", "sequence_length", 2**26])(package)
     loaded = load(package)
     drawn = next(iter(relations(loaded.signature, {}, dict, "ort", np.random.default_rng(0))))
     assert "too many values to be drawn" in drawn.note
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (first_input(high=None), "none can be drawn"),
+        (signature(lambda found: found.update(chunked=True)), "is chunked"),
+    ],
+)
+def test_signatures_that_no_inputs_can_be_drawn_for(package: Path, spoil: Spoil, words: str) -> None:
+    spoil(package)
+    loaded = load(package)
+    report = verify.verify(loaded, Session(loaded).run, "ort", seed=1)
+    assert not report.passed
+    assert all(words in failure.line() for failure in report.failures)
 
 
 # ------------------------------------------------------------------------------------------ texts
@@ -493,12 +531,30 @@ def test_ends_that_are_no_ids(talker: Path, ids: str) -> None:
         Chat(Session(talker))
 
 
+LONG = "{% set n = namespace(x='a') %}{% for i in range(22) %}{% set n.x = n.x + n.x %}{% endfor %}"
 TEMPLATES = {
     "loops in loops": ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "steps"),
     "text of a terabyte": ("{{ 'x' * 999999999999 }}", "repeated too often"),
     "text that doubles": (
         "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
         "a text of",
+    ),
+    "list that doubles": (
+        "{% set n = namespace(x=[1, 2]) %}{% for i in range(26) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "a list of",
+    ),
+    "text that is added to itself": (
+        "{% set n = namespace(x='ab') %}{% for i in range(26) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "a text of",
+    ),
+    "text joined of 900": (f"{LONG}{{% set x = {' ~ '.join(['n.x'] * 900)} %}}", "a text of"),
+    "block of 999 texts": (
+        f"{LONG}{{% set x %}}{{% for i in range(999) %}}{{{{ n.x }}}}{{% endfor %}}{{% endset %}}",
+        "characters",
+    ),
+    "parts of a long text that are kept": (
+        f"{LONG}{{% set n.l = [] %}}{{% for i in range(9999) %}}{{% set n.l = n.l + [n.x[1:]] %}}{{% endfor %}}",
+        "characters in all",
     ),
     "power of powers": ("{{ 9**9**9 }}", "power"),
     "width of a gigabyte": ("{{ '%999999999d' % 1 }}", "width"),
@@ -519,6 +575,36 @@ def test_templates(name: str) -> None:
         render(Environment().from_string(source))
 
 
+def test_a_template_that_compares_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jinja2
+
+    monkeypatch.setattr(template, "MAX_SECONDS", 0.3)
+    longer = "{% set y = n.x[1:2000000] ~ 'b' %}{% for i in range(99999) %}{% if y in n.x %}{% endif %}{% endfor %}"
+    with pytest.raises(jinja2.TemplateError, match="seconds"):
+        render(Environment().from_string(LONG + longer))
+
+
+def test_parts_sums_and_joins_are_those_of_jinja2() -> None:
+    import jinja2
+
+    source = (
+        "{{ 'abcdef'[1:5:2] }} {{ t[1:] }} {{ t[:-1] }} {{ t[::-1] }} {{ l[n:][:1] }} {{ l + [5] }} {{ 1 + n }}"
+        " {{ t + 'x' }} {{ t ~ n ~ none ~ l }} {{ (1, 2) + (n,) }} {{ l[0] }} {{ d['a'] }}"
+        " {{ t[9:] ~ l[9:] }} {{ 1.5 + n }}"
+    )
+    values: dict[str, Any] = {"t": "é fox", "l": [1, 2, 3], "n": 1, "d": {"a": 7}}
+    plain = jinja2.Environment().from_string(source)  # noqa: S701  # no page is made
+    assert render(Environment().from_string(source), **values) == plain.render(values)
+
+
+def test_a_long_dialogue_is_within_the_budget() -> None:
+    source = (
+        "{% set n = namespace(x='') %}{% for m in messages %}{% set n.x = n.x + m['content'] %}{% endfor %}{{ n.x }}"
+    )
+    messages = [{"content": "word " * 200}] * 500
+    assert render(Environment().from_string(source), messages=messages) == "word " * 100_000
+
+
 def test_a_template_that_reads_files(talker: Path) -> None:
     config = {"chat_template": "{% include '/etc/hostname' %}"}
     (talker / "tokenizer_config.json").write_text(json.dumps(config))
@@ -530,13 +616,24 @@ def test_a_template_that_reads_files(talker: Path) -> None:
 # ------------------------------------------------------------------------------------------ every command
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "run", "bench", "chat", "batch", "serve", "attention"])
-@pytest.mark.parametrize("name", ["link out that nobody lists", "axis of 10^12", "manifest nested 100,000 deep"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "verify", "run", "bench", "chat", "batch", "serve", "attention", "tune", "convert"]
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "link out that nobody lists",
+        "axis of 10^12",
+        "manifest nested 100,000 deep",
+        "variant of a precision that there is not",
+    ],
+)
 def test_every_command(package: Path, tmp_path: Path, monkeypatch, capsys, command: str, name: str) -> None:
     LOADED[name][0](package)
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
     more = {"run": ["a"], "batch": [str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")], "serve": ["--port", "0"]}
     more["attention"] = ["--png", str(tmp_path / "x.png"), "a"]
+    more["convert"] = [str(tmp_path / "js"), "--layout", "transformers.js"]
     monkeypatch.setattr(sys, "argv", ["isoformer", command, str(package), *more.get(command, [])])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -1,5 +1,6 @@
 """Stages of turns with times that are made up: what is measured, what a kill leaves, what is refused."""
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -97,6 +98,49 @@ def test_what_is_stopped_goes_on_where_it_was(asked: job.Job, stop: int) -> None
     whole = Fake()
     assert found.table == job.run(asked, job.begin(asked, anew=True), whole).table
     assert first.seen + second.seen == whole.seen
+
+
+@pytest.mark.parametrize("anew", [True, False])
+@pytest.mark.parametrize(
+    ("content", "others"),
+    [
+        ("not JSON", False),
+        ('{"schema": 1, "machines": {"an abacus": {"records": {}}, "HERE": []}}', True),
+        ('{"schema": 1, "machines": {"an abacus": {"records": {}}, "HERE": {"records": []}}}', True),
+        ('{"schema": 1, "machines": {"an abacus": 7, "HERE": {"manifest": "EXPORT", "records": {"KEY": []}}}}', True),
+    ],
+)
+def test_a_broken_file_is_repaired(asked: job.Job, content: str, others: bool, anew: bool) -> None:
+    """Other machines' parts stay, where there are any to be read."""
+    words = {"HERE": tuning.machine(), "EXPORT": tuning._export(asked.package)}
+    words["KEY"] = tuning.key(asked.package, asked.provider, asked.precision)
+    for word, value in words.items():
+        content = content.replace(word, value)
+    file = asked.package.path / tuning.FILE
+    file.write_text(content)
+    begun = job.begin(asked, anew=anew)
+    assert (begun, begun.table, begun.rounds) == (kept(asked), {}, [])
+    machines = json.loads(file.read_text())["machines"]
+    assert ("an abacus" in machines) is others
+
+
+def test_another_record_of_this_machine_stays_when_one_is_broken(asked: job.Job) -> None:
+    other = Record(table={SHORT: BASE})
+    tuning.write(asked.package, asked.provider, "int8", other)
+    file = asked.package.path / tuning.FILE
+    whole = json.loads(file.read_text())
+    records = whole["machines"][tuning.machine()]["records"]
+    records[tuning.key(asked.package, asked.provider, asked.precision)] = []
+    file.write_text(json.dumps(whole))
+    job.begin(asked)
+    assert tuning.read(asked.package, asked.provider, "int8") == other
+
+
+def test_a_file_that_cannot_be_removed_is_an_error_of_one_line(tiny_package: Path, tmp_path: Path) -> None:
+    package = load(shutil.copytree(tiny_package, tmp_path / "package"))
+    (package.path / tuning.FILE).mkdir()
+    with pytest.raises(IsoformerError, match="cannot be written"):
+        job.begin(job.Job(package, "cpu", "float32", (SHORT,), 1.0))
 
 
 def test_a_finished_job_measures_nothing_again(asked: job.Job) -> None:

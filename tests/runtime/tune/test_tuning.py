@@ -2,14 +2,18 @@
 
 import itertools
 import json
+import os
 import shutil
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from isoformer.runtime import PackageError, Session, load, tuning
+from isoformer.runtime import PackageError, Session, cli, load, tuning
 from isoformer.runtime.by_shape import ByShape
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.cost import Cost
@@ -134,6 +138,95 @@ def test_a_broken_file_is_refused_in_one_line(copied: Path, change, why: str) ->
         Session.fastest(copied)
     assert "remove it, or run isoformer tune again" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def record_is(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """This machine's record, or what `change` gives in its place."""
+
+    def spoil(file: Path) -> None:
+        whole = json.loads(file.read_text())
+        records = whole["machines"][tuning.machine()]["records"]
+        (name,) = records
+        records[name] = change(records[name])
+        file.write_text(json.dumps(whole))
+
+    return spoil
+
+
+def here_is(value: Any) -> Callable[[Path], None]:
+    def spoil(file: Path) -> None:
+        file.write_text(json.dumps({"schema": 1, "machines": {tuning.machine(): value}}))
+
+    return spoil
+
+
+# name → how a good file is spoiled, and what the line says
+HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "pipe": (lambda file: (file.unlink(), os.mkfifo(file)), "no file of the package"),
+    "folder": (lambda file: (file.unlink(), file.mkdir()), "no file of the package"),
+    "more than 64 MiB": (lambda file: os.truncate(file, 2**26 + 1), "more than 67,108,864"),
+    "nested 100,000 deep": (lambda file: file.write_text("[" * 100_000), "nested too deeply"),
+    "list": (lambda file: file.write_text("[]"), "not a JSON object"),
+    "machines that are a list": (lambda file: file.write_text('{"schema": 1, "machines": []}'), "machines"),
+    "machine that is a list": (here_is([]), "its part for this machine"),
+    "records that are a list": (here_is({"records": []}), "records"),
+    "record that is a list": (record_is(lambda _record: []), "an object belongs"),
+    "record without a table": (record_is(lambda record: record.pop("table") and record), "lacks table"),
+    "step of 0": (record_is(lambda record: record | {"cost": record["cost"] | {"step": 0}}), "cost.step"),
+    "call that is a text": (record_is(lambda record: record | {"cost": record["cost"] | {"call": "x"}}), "cost.call"),
+    "call below 0": (record_is(lambda record: record | {"cost": record["cost"] | {"call": -1}}), "cost.call"),
+    "cost of another kind": (record_is(lambda record: record | {"cost": {"eval": "x"}}), "unknown key 'eval'"),
+}
+# These have the form, so that `inspect` shows them, and are refused by who opens a session.
+BEYOND: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "2,000 threads": (record_is(lambda record: record | {"table": {"1x16": "canonical threads=2000"}}), "processors"),
+    "2,000 threads in a round": (
+        record_is(lambda record: (record["rounds"][0]["ms"].update({"canonical threads=2000": 1.0}), record)[1]),
+        "processors",
+    ),
+    "shape of 10^12": (record_is(lambda record: record | {"table": {"1x1000000000000": "canonical"}}), "no shape"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE | BEYOND)
+@pytest.mark.parametrize("command", ["inspect", "run"])
+def test_a_hostile_file_is_refused_in_one_line(copied: Path, monkeypatch, capsys, command: str, name: str) -> None:
+    spoil, words = (HOSTILE | BEYOND)[name]
+    spoil(copied / tuning.FILE)
+    monkeypatch.setattr(sys, "argv", ["isoformer", command, str(copied), *(["a"] if command == "run" else [])])
+    if command == "inspect" and name in BEYOND:
+        cli.app(standalone_mode=False)
+        return
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert said.err.startswith("isoformer: ")
+    assert said.err.count("\n") == 1
+    assert words in said.err
+
+
+def test_a_link_out_that_is_made_later_is_not_followed(copied: Path, tmp_path: Path) -> None:
+    package, outside = load(copied), tmp_path / "outside"
+    (copied / tuning.FILE).rename(outside)
+    (copied / tuning.FILE).symlink_to(outside)
+    with pytest.raises(PackageError, match="no file of the package"):
+        tuning.read(package, "cpu", "float32")
+
+
+def test_a_variant_of_less_than_was_asked_for_is_refused(copied: Path) -> None:
+    package = load(copied)
+    package.variants["cpu-float32"]["precision"] = "int8"
+    with pytest.raises(PackageError, match="less than float32"):
+        tuning.read(package, "cpu", "float32")
+    assert tuning.read(package, "cpu", "int8") is None
+
+
+def test_what_stands_in_the_place_of_the_new_file_is_not_written_to(copied: Path) -> None:
+    os.mkfifo(copied / f".{tuning.FILE}.partial")
+    record = Record(table={SHORT: CANONICAL})
+    tuning.write(load(copied), "cpu", "float32", record)
+    assert tuning.read(load(copied), "cpu", "float32") == record
 
 
 def test_the_most_similar_batch_decides() -> None:
