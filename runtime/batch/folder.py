@@ -139,12 +139,12 @@ def _lock(file: Any, path: Path) -> None:
         raise IsoformerError(f"another process works in {path}; wait for it") from None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """The bytes at `path`, whole or not at all, and on the disk."""
+def write_whole(path: Path, content: bytes | Iterator[bytes]) -> None:
+    """The bytes, or the pieces one after the other, at `path`, whole or not at all, and on the disk."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -40,9 +40,9 @@ def write(folder: Folder, number: int, output: str, chunk: Chunk, results: Seque
         write_whole(folder.part(number, "parquet"), _parquet_bytes(table))
     else:
         values = _values(chunk, [row for row, _ in good])
-        found = [_line(row, given, result) for (row, result), given in zip(good, values, strict=True)]
+        lines = (_line(row, given, result).encode() for (row, result), given in zip(good, values, strict=True))
         columns = tuple(dict.fromkeys(name for (_, r), g in zip(good, values, strict=True) for name in (*g, *r)))
-        write_whole(folder.part(number, "jsonl"), "".join(found).encode())
+        write_whole(folder.part(number, "jsonl"), lines)
     return Part(number, chunk.start, chunk.end, len(good), len(bad), columns)
 
 
