@@ -103,7 +103,7 @@ def kill(package: Path, source: Path, kills: int, seed: int) -> None:
     while not killed.exists():
         process, runs = start_process(command(package, source, killed)), runs + 1
         try:
-            process.wait(draw.uniform(0.5, 2 * seconds / kills) if done < kills else None)
+            process.wait(draw.uniform(0.5, 1.2 * seconds / kills) if done < kills else None)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
