@@ -23,10 +23,9 @@ from isoformer.runtime.providers import ProviderName
 from isoformer.runtime.session import Graphs, Session, open_fastest
 from isoformer.runtime.tasks import embed
 
-# Rows of a part, where a row takes longer than one of embed: a kill loses what was not yet a whole part.
+# Rows of a part, fewer where each takes long: a kill loses what was not yet a whole part.
 PART_ROWS = 1024
-# Of many rows more have the same length: of 1,024 at a time MiniLM's took 12 % longer.
-PART_ROWS_OF = {"embed": 8192, "classify": 8192}
+PART_ROWS_OF = {"embed": 8192, "classify": 8192}  # of many rows more have the same length, which needs no padding
 PART_ROWS_OF |= {"generate": 64, "translate": 128, "transcribe": 4, "transcribe-ctc": 4, "generate-image": 8}
 PART_ROWS_OF |= {"classify-video": 8, "classify-image": 64, "embed-image": 64}
 TOGETHER = ("match-image-text",)  # tasks whose inputs are answered together
