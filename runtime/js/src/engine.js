@@ -7,6 +7,7 @@
 
 import { EXACT, productsSaturate } from "./saturation.js";
 import { InputError, IsoformerError, PackageError, ProviderError, firstLine } from "./errors.js";
+import { overheard, placements, refuseElsewhere } from "./placement.js";
 
 /**
  * @typedef {import("./package.js").Package} Package
@@ -98,8 +99,8 @@ export async function webEngine({ ort: ortAddress, tokenizers: tokenizersAddress
       if (options.provider === "webgpu") await requireWebGpu();
       // Of all sessions of a page, so it is the first that decides.
       ort.env.wasm.numThreads ??= options.threads ?? threads();
-      const executionProviders = [options.provider === "webgpu" ? "webgpu" : "wasm"];
-      return fromMemory(engine, package_, options, { ...common(options), executionProviders });
+      if (options.provider === "webgpu") return onWebGpu(engine, package_, options);
+      return fromMemory(engine, package_, options, { ...common(options), executionProviders: ["wasm"] });
     },
   };
   return engine;
@@ -125,14 +126,41 @@ function common({ threads: wanted, tuned }) {
  * @param {OpenOptions} options
  * @param {any} settings
  */
-async function fromMemory({ ort }, package_, { variant, progress }, settings) {
+async function fromMemory(engine, package_, options, settings) {
+  return (await opener(engine, package_, options))(settings);
+}
+
+/**
+ * Reads the graph and its weights, and gives what opens sessions of them.
+ * @param {Engine} engine
+ * @param {Package} package_
+ * @param {OpenOptions} options
+ * @returns {Promise<(settings: any) => Promise<InferenceSession>>}
+ */
+async function opener({ ort }, package_, { variant, progress }) {
   const model = package_.modelFile(variant);
   const bytes = await package_.read(model, progress);
+  /** @type {{ path: string, data: Uint8Array }[]} */
   const externalData = [];
   for (const { location, file } of package_.weights(model, bytes)) {
     externalData.push({ path: location, data: await package_.read(file, progress) });
   }
-  return ort.InferenceSession.create(bytes, { ...settings, ...(externalData.length ? { externalData } : {}) });
+  const weights = externalData.length ? { externalData } : {};
+  return (settings) => overheard(ort, () => ort.InferenceSession.create(bytes, { ...settings, ...weights }));
+}
+
+/**
+ * A session that computes on WebGPU and nowhere else, with all of ONNX Runtime's optimizers: what CPUs do better
+ * without says nothing here. It is opened twice, since one that told where its nodes are would log every run as well.
+ * @param {Engine} engine
+ * @param {Package} package_
+ * @param {OpenOptions} options
+ */
+async function onWebGpu(engine, package_, options) {
+  const settings = { ...common({ ...options, tuned: false }), executionProviders: ["webgpu"] };
+  const open = await opener(engine, package_, options);
+  refuseElsewhere(await placements(() => open({ ...settings, logSeverityLevel: 0 })));
+  return open(settings);
 }
 
 /** @param {string} model @param {string} location */
@@ -147,7 +175,8 @@ function threads() {
 
 async function requireWebGpu() {
   const adapter = await /** @type {any} */ (globalThis.navigator)?.gpu?.requestAdapter();
-  if (!adapter) throw new ProviderError("webgpu cannot run here: this browser has no WebGPU adapter; use the provider cpu");
+  const software = "Chromium has one in software: --enable-unsafe-webgpu --use-webgpu-adapter=swiftshader";
+  if (!adapter) throw new ProviderError(`webgpu cannot run here: this browser has no WebGPU adapter (${software}); use the provider cpu`);
 }
 
 /**
