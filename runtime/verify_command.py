@@ -36,9 +36,8 @@ def verify(
     runtime: Annotated[
         list[str] | None,
         typer.Option(
-            help="ort, reference (the ONNX reference evaluator), ort==RELEASE, openvino, node, browser (and its webgpu), "
-            "webgpu, c, or all; "
-            "again for more (default: ort, and reference where onnx is installed)"
+            help="ort, reference (the ONNX reference evaluator), ort==RELEASE, openvino, node, browser (and its "
+            "webgpu), webgpu, c, or all; again for more (default: ort, and reference where onnx is installed)"
         ),
     ] = None,
     variant: Annotated[

@@ -7,7 +7,7 @@
 
 import { EXACT, productsSaturate } from "./saturation.js";
 import { InputError, IsoformerError, PackageError, ProviderError, firstLine } from "./errors.js";
-import { overheard, placements, refuseElsewhere } from "./placement.js";
+import { elsewhere, inexact, overheard, placements } from "./placement.js";
 
 /**
  * @typedef {import("./package.js").Package} Package
@@ -17,11 +17,13 @@ import { overheard, placements, refuseElsewhere } from "./placement.js";
  * @typedef {"cpu" | "webgpu"} ProviderName cpu is WebAssembly in browsers
  *
  * name, version: of the library that computes. aliased: whether an output that is given writes into the memory of a
- * tensor that is also an input.
+ * tensor that is also an input. elsewhere: operators of a session, and how many nodes of each, that another provider
+ * than the one asked for runs.
  * @typedef {{
  *   name: string, version: string, ort: Ort, tokenizers: typeof import("@huggingface/tokenizers"), providers: ProviderName[],
  *   aliased: boolean,
  *   open: (package_: Package, options: OpenOptions) => Promise<InferenceSession>,
+ *   elsewhere?: (session: InferenceSession) => Map<string, number>,
  * }} Engine
  *
  * tuned: leave out the optimizers that make a graph slower, and count subnormals as zero.
@@ -87,6 +89,8 @@ export async function webEngine({ ort: ortAddress, tokenizers: tokenizersAddress
   const tokenizers = await library("@huggingface/tokenizers", () =>
     tokenizersAddress ? import(String(tokenizersAddress)) : import("@huggingface/tokenizers"),
   );
+  /** @type {WeakMap<InferenceSession, Map<string, number>>} */
+  const strayed = new WeakMap();
   /** @type {Engine} */
   const engine = {
     name: "onnxruntime-web",
@@ -99,9 +103,12 @@ export async function webEngine({ ort: ortAddress, tokenizers: tokenizersAddress
       if (options.provider === "webgpu") await requireWebGpu();
       // Of all sessions of a page, so it is the first that decides.
       ort.env.wasm.numThreads ??= options.threads ?? threads();
-      if (options.provider === "webgpu") return onWebGpu(engine, package_, options);
-      return fromMemory(engine, package_, options, { ...common(options), executionProviders: ["wasm"] });
+      if (options.provider === "cpu") return fromMemory(engine, package_, options, { ...common(options), executionProviders: ["wasm"] });
+      const { session, left } = await onWebGpu(engine, package_, options);
+      strayed.set(session, left);
+      return session;
     },
+    elsewhere: (session) => strayed.get(session) ?? new Map(),
   };
   return engine;
 }
@@ -150,17 +157,26 @@ async function opener({ ort }, package_, { variant, progress }) {
 }
 
 /**
- * A session that computes on WebGPU and nowhere else, with all of ONNX Runtime's optimizers: what CPUs do better
- * without says nothing here. It is opened twice, since one that told where its nodes are would log every run as well.
+ * A session that computes on WebGPU, with all of ONNX Runtime's optimizers (what CPUs do better without says nothing
+ * here), and what it leaves to the CPU: integers, and what WebGPU computes with too few bits. It is opened once more than
+ * needed, since a session that tells where its nodes are would log every run as well.
  * @param {Engine} engine
  * @param {Package} package_
  * @param {OpenOptions} options
  */
 async function onWebGpu(engine, package_, options) {
-  const settings = { ...common({ ...options, tuned: false }), executionProviders: ["webgpu"] };
   const open = await opener(engine, package_, options);
-  refuseElsewhere(await placements(() => open({ ...settings, logSeverityLevel: 0 })));
-  return open(settings);
+  const settings = (/** @type {string[]} */ forceCpuNodeNames) => ({
+    ...common({ ...options, tuned: false }),
+    executionProviders: [{ name: "webgpu", ...(forceCpuNodeNames.length ? { forceCpuNodeNames } : {}) }],
+  });
+  const told = (/** @type {string[]} */ forced) => placements(() => open({ ...settings(forced), logSeverityLevel: 0 }));
+  let placed = await told([]);
+  const forced = inexact(placed);
+  if (forced.length) placed = await told(forced);
+  const [still] = inexact(placed);
+  if (still !== undefined) throw new ProviderError(`webgpu computes ${still} of this graph with too few bits`);
+  return { session: await open(settings(forced)), left: elsewhere(placed) };
 }
 
 /** @param {string} model @param {string} location */

@@ -5,19 +5,29 @@
 
 import { ProviderError } from "./errors.js";
 
-/** @typedef {import("onnxruntime-common").InferenceSession} InferenceSession */
+/**
+ * @typedef {import("onnxruntime-common").InferenceSession} InferenceSession
+ * @typedef {{ operator: string, name: string }} Node
+ * @typedef {Map<string, Node[]>} Placed by provider
+ */
+
+const WEBGPU = "WebGpuExecutionProvider";
 
 const NODES = /VerifyEachNodeIsAssignedToAnEp\]\s+/;
 const ALL = /All nodes placed on \[(\w+)\]/;
 const SOME = /Node\(s\) placed on \[(\w+)\]/;
-const NODE = /^\s*(\w+) \(/;
+const NODE = /^\s*(\w+) \((.*)\)\s*$/;
 
-// Operators that compute shapes and indices: ONNX Runtime keeps them on the CPU by design. Python has the same list.
-const SHAPES = new Set(
-  ["Shape", "Concat", "Gather", "Slice", "Unsqueeze", "Squeeze", "Cast", "Range", "Add", "Mul", "Sub", "Constant"].concat(
-    ["ConstantOfShape", "Reshape", "Expand", "Equal", "Where", "ReduceProd", "Max", "Min"],
-  ),
-);
+// What may be on the CPU: shapes, which ONNX Runtime keeps there by design, and positions and masks. WebGPU has all of
+// these operators for floats, so those that it leaves compute with integers and booleans (Or does always).
+const INTEGERS = new Set([
+  ...["Shape", "Concat", "Gather", "Slice", "Unsqueeze", "Squeeze", "Cast", "Range", "Add", "Mul", "Sub", "Constant", "Or"],
+  ...["ConstantOfShape", "Reshape", "Expand", "Equal", "Where", "ReduceProd", "Max", "Min", "Clip", "CumSum", "ReduceMin"],
+  ...["ReduceMax", "GreaterOrEqual", "LessOrEqual", "Less", "Greater", "And", "Not"],
+]);
+
+// WGSL lets these be wrong by 2^-11, and they are by 2e-4 (docs/decisions/javascript.md): rotary positions want them exact.
+const INEXACT = new Set(["Sin", "Cos"]);
 
 /** @type {Set<(line: string) => void>} those that listen while their session opens */
 const listeners = new Set();
@@ -51,10 +61,9 @@ export async function overheard(ort, load) {
 }
 
 /**
- * How many nodes of each operator are where, in the session that `open` opens with ONNX Runtime's whole log; it is
- * closed again.
+ * Where the nodes are of the session that `open` opens with ONNX Runtime's whole log; it is closed again.
  * @param {() => Promise<InferenceSession>} open
- * @returns {Promise<Map<string, Map<string, number>>>} provider → operator → nodes
+ * @returns {Promise<Placed>}
  */
 export async function placements(open) {
   /** @type {string[]} */
@@ -71,34 +80,47 @@ export async function placements(open) {
 
 /**
  * @param {readonly string[]} lines of the log
- * @returns {Map<string, Map<string, number>>}
+ * @returns {Placed}
  */
 export function read(lines) {
-  /** @type {Map<string, Map<string, number>>} */
+  /** @type {Placed} */
   const placed = new Map();
-  let nodes = new Map();
+  /** @type {Node[]} */
+  let nodes = [];
   for (const line of lines) {
     const said = line.split(NODES)[1];
     if (said === undefined) continue;
     const provider = (ALL.exec(said) ?? SOME.exec(said))?.[1];
-    const operator = NODE.exec(said)?.[1];
-    if (provider) placed.set(provider, (nodes = placed.get(provider) ?? new Map()));
-    else if (operator) nodes.set(operator, (nodes.get(operator) ?? 0) + 1);
+    const [, operator, name] = NODE.exec(said) ?? [];
+    if (provider) placed.set(provider, (nodes = placed.get(provider) ?? []));
+    else if (operator) nodes.push({ operator, name });
   }
   return placed;
 }
 
 /**
- * Throws ProviderError when nodes that compute are elsewhere than on WebGPU, or when the log does not say where they are.
- * @param {Map<string, Map<string, number>>} placed
+ * The names of the nodes that WebGPU must leave to the CPU, for it computes them with too few bits.
+ * @param {Placed} placed
  */
-export function refuseElsewhere(placed) {
-  if (!placed.has("WebGpuExecutionProvider")) {
-    throw new ProviderError("webgpu: onnxruntime-web does not say where it computes; open a webgpu session before any other, or use the provider cpu");
+export function inexact(placed) {
+  return (placed.get(WEBGPU) ?? []).filter(({ operator }) => INEXACT.has(operator)).map(({ name }) => name);
+}
+
+/**
+ * How many nodes of which operators are elsewhere than on WebGPU.
+ * @param {Placed} placed
+ * @returns {Map<string, number>}
+ * Throws ProviderError when they are others than may be, or when the log does not say where they are.
+ */
+export function elsewhere(placed) {
+  if (!placed.has(WEBGPU)) {
+    throw new ProviderError("webgpu: onnxruntime-web does not say where it computes; let isoformer load it, or use the provider cpu");
   }
-  const elsewhere = [...placed].filter(([provider]) => provider !== "WebGpuExecutionProvider").flatMap(([, nodes]) => [...nodes.keys()]);
-  const strayed = [...new Set(elsewhere)].filter((operator) => !SHAPES.has(operator)).sort();
-  if (strayed.length === 0) return;
+  const nodes = [...placed].filter(([provider]) => provider !== WEBGPU).flatMap(([, there]) => there);
+  const counts = new Map();
+  for (const { operator } of nodes) counts.set(operator, (counts.get(operator) ?? 0) + 1);
+  const strayed = [...counts.keys()].filter((operator) => !INTEGERS.has(operator) && !INEXACT.has(operator)).sort();
+  if (strayed.length === 0) return new Map([...counts].sort());
   const how = strayed.includes("Attention") ? "; isoformer export --provider openvino writes one with its attention taken apart" : "";
   throw new ProviderError(`webgpu does not run ${strayed.join(", ")} of this graph${how}`);
 }

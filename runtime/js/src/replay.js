@@ -105,6 +105,8 @@ async function* run({ package: package_, variant, golden }, engine, provider) {
     return;
   }
   const { Tensor } = engine.ort;
+  const elsewhere = [...(engine.elsewhere?.(session) ?? [])].map((one) => one.join(" ")).join(", ");
+  const where = elsewhere ? { elsewhere } : {};
   for (const [name, expected] of Object.entries(golden)) {
     const [inputs, references] = [await package_.vectors(name, "input"), await package_.vectors(name, "output")];
     const feeds = Object.fromEntries(
@@ -121,7 +123,7 @@ async function* run({ package: package_, variant, golden }, engine, provider) {
       if (!(output in expected)) continue;
       const { bound } = expected[output];
       const values = settled(package_, outputs, references, output);
-      yield { case: name, output, bound, ...compare(values ?? [outputs[output], reference], bound) };
+      yield { case: name, output, bound, ...where, ...compare(values ?? [outputs[output], reference], bound) };
     }
   }
   await session.release();
