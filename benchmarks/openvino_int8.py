@@ -64,7 +64,7 @@ def ranges(package: Path, samples: list[Inputs]) -> dict[str, tuple[np.ndarray, 
     path = package / GRAPH.replace("model.onnx", "watched.onnx")
     ir.save(model, path)
     try:
-        session = open_session(str(path), weights=str(package.absolute()))
+        session: Any = open_session(str(path), weights=str(package.absolute()))
     finally:
         path.unlink()
     names, found = [str(value.name) for value in watched], {}
@@ -108,7 +108,7 @@ def write(package: Path, kinds: tuple[str, ...], found: dict[str, tuple[np.ndarr
             zero: Any = np.uint8(round(-low.min() / step))
         else:
             step, zero = max(high.max(), -low.min()) / 127, np.int8(0)
-        scale = [build.weight(np.float32(step), "step"), build.weight(np.asarray(zero), "zero")]
+        scale = [build.weight(np.asarray(step, np.float32), "step"), build.weight(np.asarray(zero), "zero")]
         x = build("DequantizeLinear", [build("QuantizeLinear", [x, *scale]), *scale])
         columns = np.maximum(np.abs(weight).max(0), 1e-9) / 127
         values = build.weight(np.round(weight / columns).astype(np.int8))
@@ -126,7 +126,7 @@ def write(package: Path, kinds: tuple[str, ...], found: dict[str, tuple[np.ndarr
 def worker(path: Path, precision: str) -> None:
     from isoformer.runtime.providers import open_session
 
-    session = open_session(str(path), "openvino", precision=precision)
+    session: Any = open_session(str(path), "openvino", precision=precision)
     serve(path.parent.name, lambda inputs: session.run(["sentence_embedding"], inputs)[0])
 
 
