@@ -16,7 +16,7 @@ from isoformer.export import ExportError, quantize, shared_cache, variants
 from isoformer.export.graph import to_onnx
 from isoformer.export.smooth import smooth
 from isoformer.models.families import decoder, encoder
-from isoformer.runtime import binding, PackageError, Session, decoding, load
+from isoformer.runtime import PackageError, Session, binding, decoding, load
 from isoformer.runtime.binding import Decoder, SharedCache
 from isoformer.runtime.errors import InputError
 from isoformer.runtime.package import MANIFEST, sha256
