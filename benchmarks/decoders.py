@@ -266,7 +266,8 @@ def worker(engine: str, folder: Path, warm: int) -> None:
 
 def _command(engine: str, folder: Path, peers: str | None, warm: int) -> list[str]:
     python = peers if peers and ENGINES[engine][2] else sys.executable
-    return [python, "benchmarks/decoders.py", "--worker", engine, "--packages", str(folder.absolute()), "--warm", str(warm)]
+    given = ["--packages", str(folder.absolute()), "--warm", str(warm)]
+    return [python, "benchmarks/decoders.py", "--worker", engine, *given]
 
 
 def summarise(rows: list[dict], engines: list[str], baselines: list[str]) -> list[dict]:

@@ -16,7 +16,7 @@ from isoformer.export import ExportError, quantize, shared_cache, variants
 from isoformer.export.graph import to_onnx
 from isoformer.export.smooth import smooth
 from isoformer.models.families import decoder, encoder
-from isoformer.runtime import PackageError, Session, binding, decoding, load
+from isoformer.runtime import PackageError, Session, binding, decoding, huge_pages, load
 from isoformer.runtime.binding import Decoder, SharedCache
 from isoformer.runtime.errors import InputError
 from isoformer.runtime.package import MANIFEST, sha256
@@ -142,8 +142,8 @@ def test_a_session_in_place_is_for_the_decoder(package):
 
 def test_weights_move_into_huge_pages_once_a_session_has_decoded_for_a_while(package, monkeypatch):
     moved = []
-    monkeypatch.setattr(binding.huge_pages, "grown", lambda _before: [(4096, 8192)])
-    monkeypatch.setattr(binding.huge_pages, "collapse", moved.append)
+    monkeypatch.setattr(huge_pages, "grown", lambda _before: [(4096, 8192)])
+    monkeypatch.setattr(huge_pages, "collapse", moved.append)
     monkeypatch.setattr(binding, "STEADY", 5)
     for variant, expected in ((f"cpu-{package.name}", [[(4096, 8192)]]), ("cpu-float32", [[]])):
         moved.clear()

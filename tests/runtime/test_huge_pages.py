@@ -1,3 +1,4 @@
+import ctypes
 import mmap
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
             self.madvise = madvise
 
-    monkeypatch.setattr(huge_pages.ctypes, "CDLL", Library)
+    monkeypatch.setattr(ctypes, "CDLL", Library)
     monkeypatch.setattr(huge_pages, "_size", lambda: HUGE)
     return calls
 
@@ -81,7 +82,7 @@ def test_nothing_is_asked_where_huge_pages_are_off(
         (tmp_path / "enabled").write_text(setting)
         (tmp_path / "hpage_pmd_size").write_text("2097152\n")
     monkeypatch.setattr(huge_pages, "SETTINGS", tmp_path)
-    monkeypatch.setattr(huge_pages.ctypes, "CDLL", None)
+    monkeypatch.setattr(ctypes, "CDLL", None)
     region[:] = 1
     assert huge_pages.collapse([span(region)]) == 0
 
