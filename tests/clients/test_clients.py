@@ -68,19 +68,19 @@ def test_ray_data(python: Path, embedder: Path, tmp_path: Path, target: str) -> 
     assert len((tmp_path / "many.rejected.jsonl").read_text().splitlines()) == 1
 
 
-def test_ray_serve(python: Path, embedder: Path) -> None:
-    """The deployment of examples/ray_serve.py, on this machine."""
+def test_ray_serve(python: Path, embedder: Path, tmp_path: Path) -> None:
+    """The deployment of examples/ray_serve.py, on this machine. Ray writes lines of its own to standard output."""
     script = (
-        "import json, sys, time, urllib.request as u, ray; from ray import serve; ray.init(log_to_driver=False);"
+        "import sys, pathlib, urllib.request as u, ray; from ray import serve; ray.init(log_to_driver=False);"
         "from examples.ray_serve import app; serve.start(http_options={'port': 8765}); serve.run(app);"
         "r = u.Request('http://127.0.0.1:8765/v2/models/package/infer', sys.stdin.read().encode());"
-        "print(u.urlopen(r, timeout=60).read().decode()); serve.shutdown(); ray.shutdown()"
+        "pathlib.Path(sys.argv[1]).write_bytes(u.urlopen(r, timeout=60).read()); serve.shutdown(); ray.shutdown()"
     )
     ids = [[3, 5, 7]]
     tensor = {"datatype": "INT64", "shape": [1, 3]}
     inputs = [tensor | {"name": "input_ids", "data": ids}, tensor | {"name": "attention_mask", "data": [[1, 1, 1]]}]
     found = subprocess.run(
-        [str(python), "-c", script],
+        [str(python), "-c", script, str(tmp_path / "answer")],
         input=json.dumps({"inputs": inputs, "outputs": [{"name": "sentence_embedding"}]}),
         capture_output=True,
         text=True,
@@ -90,7 +90,7 @@ def test_ray_serve(python: Path, embedder: Path) -> None:
         env=os.environ | {"ISOFORMER_PACKAGE": str(embedder), "ISOFORMER_REPLICAS": "1"},
     )
     assert found.returncode == 0, found.stderr
-    answer = json.loads(found.stdout.splitlines()[-1])["outputs"][0]["data"]
+    answer = json.loads((tmp_path / "answer").read_bytes())["outputs"][0]["data"]
     inputs = {"input_ids": np.array(ids), "attention_mask": np.ones((1, 3), np.int64)}
     expected = Session(embedder).run(inputs)["sentence_embedding"]
     np.testing.assert_allclose(np.array(answer, np.float32), expected.ravel(), atol=1e-6)

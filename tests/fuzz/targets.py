@@ -297,21 +297,22 @@ class Archive(PackageTarget):
 
     def prepare(self) -> None:
         super().prepare()
+        self.members = {}
         with np.load(self.good / "parity.npz") as arrays:
-            self.arrays = {name: arrays[name] for name in list(arrays)}
+            for name in arrays:
+                np.save(content := io.BytesIO(), arrays[name])
+                self.members[name] = content.getvalue()
 
     def make(self, rng: random.Random) -> Input:
         if rng.random() < 0.3:
             return self.signed({"parity.npz": any_bytes(rng, (self.good / "parity.npz").read_bytes())})
-        names = list(self.arrays)
+        names = list(self.members)
         wrong = {rng.choice(names): self._member(rng) for _ in range(rng.choice((1, 3)))}
         held = io.BytesIO()
         method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
-        with zipfile.ZipFile(held, "w", method) as archive:
-            for name in names:
-                content = io.BytesIO()
-                np.save(content, self.arrays[name])
-                archive.writestr(f"{name}.npy", wrong.get(name, content.getvalue()))
+        with zipfile.ZipFile(held, "w") as archive:
+            for name, content in self.members.items():
+                archive.writestr(f"{name}.npy", wrong.get(name, content), method if name in wrong else None)
             if rng.random() < 0.1:
                 archive.writestr("../decoy/secret.npy", b"x")
         return self.signed({"parity.npz": held.getvalue()})
