@@ -18,8 +18,8 @@ const ALL = /All nodes placed on \[(\w+)\]/;
 const SOME = /Node\(s\) placed on \[(\w+)\]/;
 const NODE = /^\s*(\w+) \((.*)\)\s*$/;
 
-// What may be on the CPU: shapes, which ONNX Runtime keeps there by design, and positions and masks. WebGPU has all of
-// these operators for floats, so those that it leaves compute with integers and booleans (Or does always).
+// What may be on the CPU: shapes, which ONNX Runtime keeps there by design, and positions and masks, that is, operators
+// on integers and booleans. The log does not say of what type a node is; where it was tried, WebGPU took those of floats.
 const INTEGERS = new Set([
   ...["Shape", "Concat", "Gather", "Slice", "Unsqueeze", "Squeeze", "Cast", "Range", "Add", "Mul", "Sub", "Constant", "Or"],
   ...["ConstantOfShape", "Reshape", "Expand", "Equal", "Where", "ReduceProd", "Max", "Min", "Clip", "CumSum", "ReduceMin"],
