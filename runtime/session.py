@@ -128,10 +128,7 @@ class Session:
         if feeds is None:
             feeds = check_inputs(self._inputs, self.signature.axes, inputs, self.signature.sums)
             self._seen.add(inputs, feeds, _largest(self._inputs, feeds))
-        names = self._outputs if outputs is None else list(outputs)
-        unknown = [name for name in names if name not in self._outputs]
-        if unknown:
-            raise InputError(f"there is no output {', '.join(unknown)}; there are {', '.join(self._outputs)}")
+        names = self._outputs if outputs is None else self._named(outputs)
         if not names:
             return {}  # to ONNX Runtime no name means all
         try:
@@ -143,6 +140,12 @@ class Session:
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base
             raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
+
+    def _named(self, outputs: Sequence[str]) -> list[str]:
+        unknown = [name for name in outputs if name not in self._outputs]
+        if unknown:
+            raise InputError(f"there is no output {', '.join(unknown)}; there are {', '.join(self._outputs)}")
+        return list(outputs)
 
     def __enter__(self) -> "Session":
         return self

@@ -36,8 +36,8 @@ def verify(
     runtime: Annotated[
         list[str] | None,
         typer.Option(
-            help="ort, reference (the ONNX reference evaluator), ort==RELEASE, openvino, node, browser, c, or all; "
-            "again for more (default: ort, and reference where onnx is installed)"
+            help="ort, reference (the ONNX reference evaluator), ort==RELEASE, openvino, node, browser (and its "
+            "webgpu), webgpu, c, or all; again for more (default: ort, and reference where onnx is installed)"
         ),
     ] = None,
     variant: Annotated[
@@ -74,7 +74,7 @@ def verify(
                 for lane in _lanes(name, loaded, variant or [], provider, threads, seed, show):
                     found.add(*lane)
             except programs.MissingError as error:
-                if ALL not in asked:
+                if ALL not in asked and name in asked:
                     raise
                 found.missing[name] = str(error)
     if not found.report.comparisons:
@@ -103,7 +103,10 @@ def _expanded(asked: list[str], package: Package) -> list[str]:
     names = []
     for name in asked:
         opset = max(part.manifest["opset"] for part in package.graphs.values())
-        names += [*programs.NAMES, *programs.older(opset)] if name == ALL else [name]
+        if name == ALL:
+            names += [*programs.NAMES, *programs.older(opset)]
+        else:
+            names += [name, programs.WEBGPU] if name == "browser" else [name]
     return list(dict.fromkeys(names))
 
 

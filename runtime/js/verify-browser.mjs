@@ -8,6 +8,8 @@ import { existsSync } from "node:fs";
 import { IsoformerError, PackageError } from "./src/errors.js";
 import { HOME, main } from "./src/runner.js";
 
+// Chromium's own adapter in software, which is there without a GPU, and the same on every machine.
+const WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
 const ERRORS = ["InputError", "IsoformerError", "PackageError", "ProviderError"];
 
 await main("verify-browser.mjs", ["wasm", "webgpu"], async ({ place, variants, provider }, write) => {
@@ -19,7 +21,7 @@ await main("verify-browser.mjs", ["wasm", "webgpu"], async ({ place, variants, p
   const server = await serve({ "/": HOME, "/package/": place });
   let browser;
   try {
-    browser = await launch(provider === "webgpu" ? ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"] : []);
+    browser = await launch(provider === "webgpu" ? WEBGPU : []);
     const page = await browser.newPage();
     await page.exposeFunction("write", write);
     await page.goto(`${server.url}/src/runner.html`);

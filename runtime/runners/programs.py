@@ -22,8 +22,9 @@ from isoformer.runtime.runners import compiled, environments
 HERE = Path(__file__).resolve().parent
 REPLAY = HERE / "replay.py"
 JS = HERE.parent / "js"
-NODE_SCRIPTS = {"node": "verify.mjs", "browser": "verify-browser.mjs"}
-NAMES = ("ort", "reference", "node", "browser", "c", "openvino")  # and ort==RELEASE
+WEBGPU = "webgpu"  # a browser's
+NODE_SCRIPTS = {"node": "verify.mjs", "browser": "verify-browser.mjs", WEBGPU: "verify-browser.mjs"}
+NAMES = ("ort", "reference", "node", "browser", WEBGPU, "c", "openvino")  # and ort==RELEASE
 # opset → releases that `all` tries besides the one installed: the oldest that answers rightly, and one between. Up to
 # 1.27 a row without keys is wrong from opset 23 on; below, attention is taken apart (docs/decisions/runners.md).
 OLDER = {23: ("1.28.0", "1.30.0"), 0: ("1.18.1", "1.23.2")}
@@ -69,7 +70,7 @@ def _node(name: str) -> list[str]:
         raise MissingError(f"--runtime {name} needs Node.js 20 or later, and there is no `node` here: install nodejs")
     if not script.is_file():
         raise MissingError(f"--runtime {name}: {script} is not there; install isoformer again")
-    return [node, str(script)]
+    return [node, str(script), *(["--provider", "webgpu"] if name == WEBGPU else [])]
 
 
 def run(
@@ -123,7 +124,7 @@ def _lines(name: str, words: list[str], advance: Callable[[str], None]) -> list[
         said = [line.strip() for line in complaints.read().splitlines() if line.strip()]
     last = (said or ["it said nothing"])[-1][:500]
     if status == 2:
-        raise MissingError(f"--runtime {name}: {last}")
+        raise MissingError(f"--runtime {name}: {last.removeprefix('isoformer: ')}")
     if status not in (0, 1):
         raise IsoformerError(f"--runtime {name} broke down with status {status}: {last}")
     return lines
@@ -139,7 +140,7 @@ def _read(text: str) -> dict[str, Any] | None:
 
 
 def _lane(name: str, part: Package, variant: str | None, line: dict[str, Any]) -> Lane:
-    runtime = "ort" if name.startswith("ort==") else name
+    runtime = "ort" if name.startswith("ort==") else "browser" if name == WEBGPU else name
     version = str(line.get("version") or name.partition("==")[2])
     provider = str(line.get("provider") or "cpu")
     called = " ".join(filter(None, ["onnxruntime" if runtime == "ort" else runtime, version, provider, variant]))

@@ -297,7 +297,7 @@ class Archive(PackageTarget):
 
     def prepare(self) -> None:
         super().prepare()
-        self.members = {}
+        self.members: dict[str, bytes] = {}
         with np.load(self.good / "parity.npz") as arrays:
             for name in arrays:
                 np.save(content := io.BytesIO(), arrays[name])

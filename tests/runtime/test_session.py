@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -298,6 +299,27 @@ def test_more_shapes_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> Non
         assert found is not None
         assert found["x"] is inputs["x"]
     assert len(seen._seen) <= 3
+
+
+@pytest.mark.parametrize("length", [7, checks.FEW + 1])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_values_of_a_shape_that_came_before_few_and_many(length: int, order: Literal["C", "F"]) -> None:
+    seen = checks.SeenShapes()
+    x = np.full((2, length), 4, np.int32, order)
+    seen.add({"x": x}, {"x": x}, {"x": 4})
+    assert seen.feeds({"x": x}) is not None
+    for value in (5, -1, np.iinfo(np.int32).min):
+        for place in ((0, 0), (1, length - 1)):
+            wrong = x.copy(order)
+            wrong[place] = value
+            assert seen.feeds({"x": wrong}) is None
+
+
+def test_a_shape_without_values_that_came_before() -> None:
+    seen = checks.SeenShapes()
+    x = np.empty((2, 0), np.int64)
+    seen.add({"x": x}, {"x": x}, {"x": 4})
+    assert seen.feeds({"x": x}) is not None
 
 
 def test_a_default_needs_its_sizes() -> None:

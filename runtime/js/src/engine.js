@@ -7,6 +7,7 @@
 
 import { EXACT, productsSaturate } from "./saturation.js";
 import { InputError, IsoformerError, PackageError, ProviderError, firstLine } from "./errors.js";
+import { elsewhere, inexact, overheard, placements } from "./placement.js";
 
 /**
  * @typedef {import("./package.js").Package} Package
@@ -16,11 +17,13 @@ import { InputError, IsoformerError, PackageError, ProviderError, firstLine } fr
  * @typedef {"cpu" | "webgpu"} ProviderName cpu is WebAssembly in browsers
  *
  * name, version: of the library that computes. aliased: whether an output that is given writes into the memory of a
- * tensor that is also an input.
+ * tensor that is also an input. elsewhere: operators of a session, and how many nodes of each, that another provider
+ * than the one asked for runs.
  * @typedef {{
  *   name: string, version: string, ort: Ort, tokenizers: typeof import("@huggingface/tokenizers"), providers: ProviderName[],
  *   aliased: boolean,
  *   open: (package_: Package, options: OpenOptions) => Promise<InferenceSession>,
+ *   elsewhere?: (session: InferenceSession) => Map<string, number>,
  * }} Engine
  *
  * tuned: leave out the optimizers that make a graph slower, and count subnormals as zero.
@@ -86,6 +89,8 @@ export async function webEngine({ ort: ortAddress, tokenizers: tokenizersAddress
   const tokenizers = await library("@huggingface/tokenizers", () =>
     tokenizersAddress ? import(String(tokenizersAddress)) : import("@huggingface/tokenizers"),
   );
+  /** @type {WeakMap<InferenceSession, Map<string, number>>} */
+  const strayed = new WeakMap();
   /** @type {Engine} */
   const engine = {
     name: "onnxruntime-web",
@@ -98,9 +103,12 @@ export async function webEngine({ ort: ortAddress, tokenizers: tokenizersAddress
       if (options.provider === "webgpu") await requireWebGpu();
       // Of all sessions of a page, so it is the first that decides.
       ort.env.wasm.numThreads ??= options.threads ?? threads();
-      const executionProviders = [options.provider === "webgpu" ? "webgpu" : "wasm"];
-      return fromMemory(engine, package_, options, { ...common(options), executionProviders });
+      if (options.provider === "cpu") return fromMemory(engine, package_, options, { ...common(options), executionProviders: ["wasm"] });
+      const { session, left } = await onWebGpu(engine, package_, options);
+      strayed.set(session, left);
+      return session;
     },
+    elsewhere: (session) => strayed.get(session) ?? new Map(),
   };
   return engine;
 }
@@ -125,14 +133,50 @@ function common({ threads: wanted, tuned }) {
  * @param {OpenOptions} options
  * @param {any} settings
  */
-async function fromMemory({ ort }, package_, { variant, progress }, settings) {
+async function fromMemory(engine, package_, options, settings) {
+  return (await opener(engine, package_, options))(settings);
+}
+
+/**
+ * Reads the graph and its weights, and gives what opens sessions of them.
+ * @param {Engine} engine
+ * @param {Package} package_
+ * @param {OpenOptions} options
+ * @returns {Promise<(settings: any) => Promise<InferenceSession>>}
+ */
+async function opener({ ort }, package_, { variant, progress }) {
   const model = package_.modelFile(variant);
   const bytes = await package_.read(model, progress);
+  /** @type {{ path: string, data: Uint8Array }[]} */
   const externalData = [];
   for (const { location, file } of package_.weights(model, bytes)) {
     externalData.push({ path: location, data: await package_.read(file, progress) });
   }
-  return ort.InferenceSession.create(bytes, { ...settings, ...(externalData.length ? { externalData } : {}) });
+  const weights = externalData.length ? { externalData } : {};
+  return (settings) => overheard(ort, () => ort.InferenceSession.create(bytes, { ...settings, ...weights }));
+}
+
+/**
+ * A session that computes on WebGPU, with all of ONNX Runtime's optimizers (what CPUs do better without says nothing
+ * here), and what it leaves to the CPU: integers, and what WebGPU computes with too few bits. It is opened once more than
+ * needed, since a session that tells where its nodes are would log every run as well.
+ * @param {Engine} engine
+ * @param {Package} package_
+ * @param {OpenOptions} options
+ */
+async function onWebGpu(engine, package_, options) {
+  const open = await opener(engine, package_, options);
+  const settings = (/** @type {string[]} */ forceCpuNodeNames) => ({
+    ...common({ ...options, tuned: false }),
+    executionProviders: [{ name: "webgpu", ...(forceCpuNodeNames.length ? { forceCpuNodeNames } : {}) }],
+  });
+  const told = (/** @type {string[]} */ forced) => placements(() => open({ ...settings(forced), logSeverityLevel: 0 }));
+  let placed = await told([]);
+  const forced = inexact(placed);
+  if (forced.length) placed = await told(forced);
+  const [still] = inexact(placed);
+  if (still !== undefined) throw new ProviderError(`webgpu computes ${still} of this graph with too few bits`);
+  return { session: await open(settings(forced)), left: elsewhere(placed) };
 }
 
 /** @param {string} model @param {string} location */
@@ -147,7 +191,8 @@ function threads() {
 
 async function requireWebGpu() {
   const adapter = await /** @type {any} */ (globalThis.navigator)?.gpu?.requestAdapter();
-  if (!adapter) throw new ProviderError("webgpu cannot run here: this browser has no WebGPU adapter; use the provider cpu");
+  const software = "Chromium has one in software: --enable-unsafe-webgpu --use-webgpu-adapter=swiftshader";
+  if (!adapter) throw new ProviderError(`webgpu cannot run here: this browser has no WebGPU adapter (${software}); use the provider cpu`);
 }
 
 /**

@@ -37,6 +37,16 @@ const REQUIRED_OF_GRAPH = ["golden", "precision", "signature"];
  * @typedef {{ path: string, provider: string, precision: string, cache: string }} Variant
  */
 
+/**
+ * Whether a variant is made for the provider. WebGPU has OpenVINO's in float32, of standard operators without Attention.
+ * @param {Variant} variant
+ * @param {string} provider
+ */
+export function runsOn(variant, provider) {
+  if (provider === "webgpu") return variant.provider === "openvino" && variant.precision === "float32";
+  return variant.provider === provider;
+}
+
 /** A package whose manifest has been read, or one graph of it. */
 export class Package {
   /**
@@ -99,10 +109,21 @@ export class Package {
    * @param {string | null} [precision] null is the one that the package was exported for
    */
   fastest(provider, precision = null) {
+    if (provider === "webgpu") return this.forWebGpu(precision);
     const wanted = precision ?? this.manifest.preferred ?? this.manifest.precision;
     if (Object.hasOwn(this.variants, `${provider}-${wanted}`)) return `${provider}-${wanted}`;
     if (precision !== null) this.refusePrecision(provider, precision);
     return null;
+  }
+
+  /**
+   * The float32 graph whose attention is taken apart, which WebGPU runs as well as OpenVINO, else the canonical one.
+   * @param {string | null} precision
+   */
+  forWebGpu(precision) {
+    const [name = null] = Object.keys(this.variants).filter((one) => runsOn(this.variants[one], "webgpu"));
+    if (precision !== null && precision !== (name ? "float32" : this.manifest.precision)) this.refusePrecision("webgpu", precision);
+    return name;
   }
 
   /**
@@ -123,7 +144,7 @@ export class Package {
    * @returns {string[]}
    */
   precisions(provider) {
-    const others = Object.values(this.variants).filter((variant) => variant.provider === provider);
+    const others = Object.values(this.variants).filter((variant) => runsOn(variant, provider));
     return [...new Set([this.manifest.precision, ...others.map((variant) => variant.precision)])];
   }
 

@@ -2,7 +2,7 @@
 
 import { openGraph } from "./engine.js";
 import { IsoformerError, firstLine } from "./errors.js";
-import { load } from "./package.js";
+import { load, runsOn } from "./package.js";
 import { count, toNumbers } from "./tensors.js";
 
 /**
@@ -34,7 +34,7 @@ const CANONICAL = "canonical";
 export async function* replay(place, engine, { runtime, provider = "cpu", called = provider, variants = [] }) {
   const summary = { passed: true, cases: 0, values: 0, failures: /** @type {string[]} */ ([]) };
   let compared = 0;
-  for (const candidate of candidates(await load(place), variants)) {
+  for (const candidate of candidates(await load(place), variants, provider)) {
     const { package: package_, variant, precision } = candidate;
     const about = { runtime, version: engine.version, provider: called, precision, graph: package_.graph, variant, check: "golden" };
     for await (const comparison of run(candidate, engine, provider)) {
@@ -56,9 +56,10 @@ export async function* replay(place, engine, { runtime, provider = "cpu", called
  * What can be replayed from vectors, with the data sets and bounds of each.
  * @param {Package} whole
  * @param {readonly string[]} wanted
+ * @param {ProviderName} [provider] without variants that are wanted, WebGPU has one graph: the one made for it, if any
  * @returns {Candidate[]}
  */
-export function candidates(whole, wanted) {
+export function candidates(whole, wanted, provider = "cpu") {
   const known = new Set([CANONICAL, ...Object.values(whole.graphs).flatMap((part) => Object.keys(part.variants))]);
   const unknown = wanted.filter((name) => !known.has(name));
   if (unknown.length) throw new IsoformerError(`${whole.path} has no variant ${unknown.join(", ")}; it has ${[...known].join(", ")}`);
@@ -68,11 +69,13 @@ export function candidates(whole, wanted) {
     const { golden, precision } = part.manifest;
     found.push({ package: part, variant: null, precision, golden });
     for (const [variant, records] of Object.entries(part.variants)) {
+      if (!runsOn(records, provider) && !(provider === "webgpu" && wanted.includes(variant))) continue;
       const own = records.golden ?? (records.tolerances && bounded(golden, records.tolerances));
       if (own) found.push({ package: part, variant, precision: records.precision, golden: own });
     }
   }
-  return found.filter(({ variant }) => wanted.length === 0 || wanted.includes(variant ?? CANONICAL));
+  if (wanted.length > 0) return found.filter(({ variant }) => wanted.includes(variant ?? CANONICAL));
+  return provider === "webgpu" ? found.filter(({ package: part, variant }) => variant === part.fastest(provider)) : found;
 }
 
 /**
@@ -102,6 +105,8 @@ async function* run({ package: package_, variant, golden }, engine, provider) {
     return;
   }
   const { Tensor } = engine.ort;
+  const elsewhere = [...(engine.elsewhere?.(session) ?? [])].map((one) => one.join(" ")).join(", ");
+  const where = elsewhere ? { elsewhere } : {};
   for (const [name, expected] of Object.entries(golden)) {
     const [inputs, references] = [await package_.vectors(name, "input"), await package_.vectors(name, "output")];
     const feeds = Object.fromEntries(
@@ -118,7 +123,7 @@ async function* run({ package: package_, variant, golden }, engine, provider) {
       if (!(output in expected)) continue;
       const { bound } = expected[output];
       const values = settled(package_, outputs, references, output);
-      yield { case: name, output, bound, ...compare(values ?? [outputs[output], reference], bound) };
+      yield { case: name, output, bound, ...where, ...compare(values ?? [outputs[output], reference], bound) };
     }
   }
   await session.release();

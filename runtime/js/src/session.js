@@ -3,7 +3,7 @@
 import { defaultEngine, openGraph } from "./engine.js";
 import { InputError, IsoformerError, PackageError, firstLine } from "./errors.js";
 import { checkInputs } from "./inputs.js";
-import { Package, load } from "./package.js";
+import { Package, load, runsOn } from "./package.js";
 
 /**
  * @typedef {import("./engine.js").Engine} Engine
@@ -56,8 +56,8 @@ export class Session {
     const package_ = place instanceof Package ? place : await load(place);
     const names = Object.keys(package_.parts);
     if (names.length) throw new PackageError(`${package_.path} has the graphs ${names.join(", ")}; open them with Graphs`);
-    if (variant !== null && package_.variant(variant).provider !== "cpu") {
-      throw new InputError(`${variant} is for ${package_.variant(variant).provider}, which this runtime does not have`);
+    if (variant !== null && !runsOn(package_.variant(variant), provider)) {
+      throw new InputError(`${variant} is for ${package_.variant(variant).provider}, not for ${provider}`);
     }
     const chosen = engine ?? (await defaultEngine());
     const inference = await openGraph(chosen, package_, { provider, variant, threads, progress, tuned: true });
@@ -74,7 +74,7 @@ export class Session {
    */
   static async fastest(place, { precision = null, ...options } = {}) {
     const package_ = place instanceof Package ? place : await load(place);
-    return Session.open(package_, { ...options, variant: package_.fastest("cpu", precision) });
+    return Session.open(package_, { ...options, variant: package_.fastest(options.provider ?? "cpu", precision) });
   }
 
   /**
@@ -147,10 +147,11 @@ export class Graphs {
    */
   static async open(place, { precision = null, ...options } = {}) {
     const package_ = place instanceof Package ? place : await load(place);
-    if (precision !== null) package_.refusePrecision("cpu", precision);
+    const provider = options.provider ?? "cpu";
+    if (precision !== null) package_.refusePrecision(provider, precision);
     const sessions = new Map();
     for (const [name, part] of Object.entries(package_.graphs)) {
-      const own = precision !== null && part.precisions("cpu").includes(precision) ? precision : null;
+      const own = precision !== null && part.precisions(provider).includes(precision) ? precision : null;
       sessions.set(name, await Session.fastest(part, { ...options, precision: own }));
     }
     return new Graphs(package_, sessions);

@@ -48,6 +48,24 @@ def test_a_planted_difference_is_caught(isoformer, copy_package: Copy, runtime: 
     assert all(line["error"] > line["bound"] for line in failed)
 
 
+def test_webgpu_runs_attention_that_is_taken_apart(isoformer, tmp_path: Path) -> None:
+    """A decoder with rotary positions: WebGPU's sines are off by 2e-4, so they must be on the CPU, and be named."""
+    package = tmp_path / "decoder"
+    assert isoformer("export", "-m", "decoder", package, "--opset", "20").returncode == 0
+    status, lines = verified(isoformer, package, "webgpu")
+    assert status == 0
+    assert {line["provider"] for line in lines} == {"webgpu"}
+    assert all({"Cos 1", "Sin 1"} < set(line["elsewhere"].split(", ")) for line in lines)
+    change_weight(package, "head.weight")
+    assert verified(isoformer, package, "webgpu")[0] == 1
+
+
+def test_webgpu_refuses_standard_attention(isoformer, tiny_package: Path) -> None:
+    done = isoformer("verify", tiny_package, "--runtime", "webgpu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "webgpu does not run Attention of this graph; isoformer export --provider openvino" in done.stderr
+
+
 def test_openvino_computes_in_the_precision_that_it_says(isoformer, tiny_package: Path) -> None:
     """In bfloat16, which it takes by itself, nothing passes; and what it leaves to another provider is named."""
     _, lines = verified(isoformer, tiny_package, "openvino")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from isoformer.runtime.errors import InputError, IsoformerError
+from isoformer.runtime.lanes import replayable
 from isoformer.runtime.package import Package, load
 from isoformer.runtime.runners import environments, programs
 from isoformer.runtime.runners.programs import MissingError
@@ -55,6 +56,28 @@ def test_comparisons_and_their_lane(package: Package, script: Script) -> None:
     assert (lane.label, lane.runtime, lane.version, lane.precision) == ("node 9.8 cpu", "node", "9.8", "float32")
     assert all(c.passed for c in comparisons)
     assert {c.case for c in comparisons} == set(package.manifest["golden"])
+
+
+def test_webgpu_is_a_browser_and_names_what_stays_on_the_cpu(package: Package, script: Script) -> None:
+    script(printing([line | {"provider": "webgpu", "elsewhere": "Shape 2"} for line in good(package)]))
+    ((lane, comparisons, _),) = programs.run("webgpu", package, [], lambda _: None)
+    assert (lane.label, lane.runtime, lane.asked) == ("browser 9.8 webgpu", "browser", "webgpu")
+    assert lane.elsewhere == "Shape 2"
+    assert all(c.passed for c in comparisons)
+
+
+def test_webgpu_takes_openvinos_graph_in_place_of_the_canonical_one(package: Package) -> None:
+    assert list(replayable(package, runtime="webgpu")) == [None]
+    tolerances = {output["name"]: {"absolute": 1.0} for output in package.manifest["signature"]["outputs"]}
+    own = {"provider": "openvino", "precision": "float32", "path": "v/model.onnx", "tolerances": tolerances}
+    package.manifest["variants"] = {
+        "openvino-float32": own,
+        "openvino-bfloat16": own | {"precision": "bfloat16"},
+        "cpu-int8": own | {"provider": "cpu", "precision": "int8"},
+    }
+    assert list(replayable(package, runtime="webgpu")) == ["openvino-float32"]
+    assert list(replayable(package, ["cpu-int8"], "webgpu")) == ["cpu-int8"]
+    assert list(replayable(package, runtime="browser")) == [None, "cpu-int8"]
 
 
 def test_the_bound_is_the_manifests(package: Package, script: Script) -> None:

@@ -17,6 +17,7 @@ export type Engine = {
     providers: ProviderName[];
     aliased: boolean;
     open: (package_: Package, options: OpenOptions) => Promise<InferenceSession>;
+    elsewhere?: (session: InferenceSession) => Map<string, number>;
 };
 export type OpenOptions = {
     provider: ProviderName;

@@ -51,6 +51,12 @@ export type Variant = {
  * Another graph of the same model. cache: "shared" when it writes its cache in place.
  * @typedef {{ path: string, provider: string, precision: string, cache: string }} Variant
  */
+/**
+ * Whether a variant is made for the provider. WebGPU has OpenVINO's in float32, of standard operators without Attention.
+ * @param {Variant} variant
+ * @param {string} provider
+ */
+export declare function runsOn(variant: Variant, provider: string): boolean;
 /** A package whose manifest has been read, or one graph of it. */
 export declare class Package {
     files: import("./files.js").Files;
@@ -97,6 +103,11 @@ export declare class Package {
      * @param {string | null} [precision] null is the one that the package was exported for
      */
     fastest(provider: string, precision?: string | null): string | null;
+    /**
+     * The float32 graph whose attention is taken apart, which WebGPU runs as well as OpenVINO, else the canonical one.
+     * @param {string | null} precision
+     */
+    forWebGpu(precision: string | null): string | null;
     /**
      * Throws PackageError unless a graph of the package has that precision for the provider.
      * @param {string} provider
