@@ -75,7 +75,7 @@ def _full(spans: list[Span], size: int) -> Iterator[int]:
             for begin, end in spans:
                 for address in range(-(-begin // size) * size, end - size + 1, size):
                     file.seek(address // mmap.PAGESIZE * 8)
-                    entries = np.frombuffer(file.read(pages * 8), np.uint64)
+                    entries = np.frombuffer(file.read(pages * 8) or b"", np.uint64)
                     if len(entries) == pages and (entries >> np.uint64(63)).all():  # the bit for "present"
                         yield address
     except OSError:  # a sandbox without /proc
