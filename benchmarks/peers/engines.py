@@ -70,7 +70,10 @@ PEERS = (
 
 
 def ours(package: Package) -> list[Engine]:
-    """The package's canonical graph, in isoformer's Session and in a plain one, and every variant that `run` takes."""
+    """The package's canonical graph, in isoformer's Session and in a plain one, and every variant that `run` takes.
+
+    Those for OpenVINO twice: as they are, and with the batch cut into rectangles (`runtime.batching`), as tasks do it.
+    """
     path = str(package.path.resolve())
     found = [
         Engine("isoformer", "isoformer canonical", "isoformer", path, ("cpu", ""), ours=True),
@@ -82,9 +85,12 @@ def ours(package: Package) -> list[Engine]:
         linear, attention = _precisions(variant["precision"])
         options = (variant["provider"], name)
         label, environment = f"isoformer {name}", OURS_OPENVINO if variant["provider"] == "openvino" else None
-        found.append(
-            Engine(f"isoformer-{name}", label, "isoformer", path, options, environment, linear, attention, True)
-        )
+        for kind, more in (("isoformer", ""), ("isoformer-cut", ", cut")):
+            if more and variant["provider"] != "openvino":
+                continue  # the other variants leave padding out by themselves
+            called = kind.replace("isoformer", f"isoformer-{name}")
+            rest = (options, environment, linear, attention, True)
+            found.append(Engine(called, f"{label}{more}", kind, path, *rest))
     return found
 
 

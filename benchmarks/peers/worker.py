@@ -38,6 +38,14 @@ def isoformer(package: str, _checkpoint: str, provider: Any, variant: str) -> Ru
     return lambda inputs: session.run(inputs)["sentence_embedding"]
 
 
+def isoformer_cut(package: str, _checkpoint: str, provider: Any, variant: str) -> Run:
+    """The same graph on a batch that is cut into rectangles by length, which tasks do for their users."""
+    from isoformer.runtime import Session, batching
+
+    session = Session(package, provider, variant=variant)
+    return lambda inputs: batching.run(session, inputs)["sentence_embedding"]
+
+
 def onnxruntime(model: str, _checkpoint: str) -> Run:
     """An InferenceSession as ONNX Runtime sets it up by itself."""
     import onnxruntime as ort
@@ -122,6 +130,7 @@ def ctranslate2(folder: str, _checkpoint: str, compute: str) -> Run:
 
 KINDS: dict[str, Callable[..., Run]] = {
     "isoformer": isoformer,
+    "isoformer-cut": isoformer_cut,
     "onnxruntime": onnxruntime,
     "torch": torch,
     "openvino": openvino,

@@ -270,7 +270,9 @@ def test_ours_are_the_graphs_that_a_session_runs():
         "isoformer-cpu-float32",
         "isoformer-cpu-int8",
         "isoformer-openvino-bf16",
+        "isoformer-openvino-bf16-cut",
     ]
+    assert found["isoformer-openvino-bf16-cut"].kind == "isoformer-cut"
     assert found["isoformer-cpu-float32"].exact
     assert (found["isoformer-cpu-int8"].linear, found["isoformer-cpu-int8"].attention) == ("int8", "float32")
     assert found["isoformer-openvino-bf16"].options == ("openvino", "openvino-bf16")
