@@ -250,12 +250,10 @@ def _to_transformers(folder: Path) -> None:
     (folder / "raw.json").unlink()
 
 
-def worker(engine: str, folder: Path, warm: int) -> None:
+def worker(engine: str, folder: Path) -> None:
     """Reads "batch length" a line, measures one turn, prints a JSON object; ends with its input."""
     make, precision, _ = ENGINES[engine]
     run = make(folder, precision)
-    if warm:
-        run(prompts(1, 16), warm)
     for line in sys.stdin:
         batch, length = map(int, line.split())
         prefill, tokens, ids = run(prompts(batch, length), NEW)
@@ -264,10 +262,9 @@ def worker(engine: str, folder: Path, warm: int) -> None:
         print(json.dumps(row | {"token_ms": float(np.median(tokens)), "peak_mb": peak, "ids": ids}), flush=True)
 
 
-def _command(engine: str, folder: Path, peers: str | None, warm: int) -> list[str]:
+def _command(engine: str, folder: Path, peers: str | None) -> list[str]:
     python = peers if peers and ENGINES[engine][2] else sys.executable
-    given = ["--packages", str(folder.absolute()), "--warm", str(warm)]
-    return [python, "benchmarks/decoders.py", "--worker", engine, *given]
+    return [python, "benchmarks/decoders.py", "--worker", engine, "--packages", str(folder.absolute())]
 
 
 def summarise(rows: list[dict], engines: list[str], baselines: list[str]) -> list[dict]:
@@ -376,14 +373,13 @@ def main() -> None:
     parser.add_argument("--baselines", default="torch-fp32,genai-fp32,genai-int4,ctranslate2-int8,reading-fp32")
     parser.add_argument("--shapes", default="1x16,1x512,1x1500,8x16,8x512,8x1500")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--warm", type=int, default=0, help="tokens that each engine generates before it is measured")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quality", type=Path, nargs="?", const=TALES, help="perplexities, on this text or .tab table")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--score", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        return worker(given.worker, given.packages, given.warm)
+        return worker(given.worker, given.packages)
     if given.score:
         return score_genai(given.packages, given.score)
     from benchmarks.turns import take_turns
@@ -394,7 +390,7 @@ def main() -> None:
     engines = given.engines.split(",") if given.engines else [e for e in ENGINES if given.peers or not ENGINES[e][2]]
     shapes = [(int(b), int(n)) for b, n in (shape.split("x") for shape in given.shapes.split(","))]
     lines: list[dict] = [{"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}]
-    commands = {engine: _command(engine, given.packages, given.peers, given.warm) for engine in engines}
+    commands = {engine: _command(engine, given.packages, given.peers) for engine in engines}
     lines += take_turns(commands, [f"{batch} {length}" for batch, length in shapes], given.turns)
     summary = summarise(lines[1:], engines, given.baselines.split(","))
     lines += summary

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from isoformer.runtime import huge_pages
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
 from isoformer.runtime.package import TensorSpec
 from isoformer.runtime.providers import onnxruntime_module
@@ -14,7 +13,6 @@ from isoformer.runtime.subnormals import flushed
 
 PAST, PRESENT = "past_key_values.", "present."
 NEEDED = ("input_ids", "attention_mask", "logits_positions")
-STEADY = 256  # steps of a session: huge pages for its weights cost what they save in about as many
 GIVEN = ".encoder."  # of the keys and values that an encoder made, which no step changes
 Tokens = Sequence[Sequence[int]]
 
@@ -153,9 +151,6 @@ class Decoder:
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base
             raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
         self._cache.keep(binding)
-        self.session.steps += 1
-        if self.session.steps == STEADY:
-            huge_pages.collapse(self.session.memory)
         self.tokens = [[*old, *more] for old, more in zip(held, new, strict=True)]
         return logits
 

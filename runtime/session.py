@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isoformer.runtime import huge_pages, tuning
+from isoformer.runtime import tuning
 from isoformer.runtime.by_shape import ByShape
 from isoformer.runtime.checks import SeenShapes
 from isoformer.runtime.cost import cost_on
@@ -77,15 +77,10 @@ class Session:
         self.shared_cache = variant is not None and self.package.variant(variant)["cache"] == "shared"
         self._by_shape = None if record is None else _Opened(self.package, provider, record)
         # onnxruntime's InferenceSession; where the graph is chosen by shape, that of the first one measured
-        # Of float32 the memory is left as it is: moving it takes a second and more.
-        moves = variant is not None and self.shared_cache and self.package.variant(variant)["precision"] != "float32"
-        before = huge_pages.anonymous() if moves else []
         if self._by_shape is None:
             self.inference = _open(self.package, provider, threads, variant, spinning=spinning, fusions=fusions)
         else:
             self.inference = self._by_shape.first
-        self.memory = huge_pages.grown(before) if moves else []  # where the weights are that each token reads
-        self.steps = 0  # that have read them, see `binding`
 
     @classmethod
     def fastest(

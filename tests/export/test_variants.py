@@ -16,7 +16,7 @@ from isoformer.export import ExportError, quantize, shared_cache, variants
 from isoformer.export.graph import to_onnx
 from isoformer.export.smooth import smooth
 from isoformer.models.families import decoder, encoder
-from isoformer.runtime import PackageError, Session, binding, decoding, huge_pages, load
+from isoformer.runtime import PackageError, Session, decoding, load
 from isoformer.runtime.binding import Decoder, SharedCache
 from isoformer.runtime.errors import InputError
 from isoformer.runtime.package import MANIFEST, sha256
@@ -138,23 +138,6 @@ def test_a_session_in_place_is_for_the_decoder(package):
 
 
 # ----------------------------------------------------------------------------------------------- the cache
-
-
-def test_weights_move_into_huge_pages_once_a_session_has_decoded_for_a_while(package, monkeypatch):
-    moved = []
-    monkeypatch.setattr(huge_pages, "grown", lambda _before: [(4096, 8192)])
-    monkeypatch.setattr(huge_pages, "collapse", moved.append)
-    monkeypatch.setattr(binding, "STEADY", 5)
-    for variant, expected in ((f"cpu-{package.name}", [[(4096, 8192)]]), ("cpu-float32", [[]])):
-        moved.clear()
-        session = Session(package, variant=variant)
-        Decoder(session).start([[3, 1, 4]])
-        held = Decoder(session)
-        held.start([[2, 7]])
-        for count in range(3, 9):
-            assert moved == (expected if count > 5 else [])
-            held.append([[count]])
-        assert moved == expected
 
 
 def test_the_cache_stays_where_it_is_until_it_is_outgrown(package):
