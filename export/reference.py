@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnx.reference import ReferenceEvaluator
 
 from isoformer.runtime.cases import Arrays
@@ -15,7 +17,7 @@ NAME = "onnx reference evaluator"
 def runner(model: Path) -> Callable[[Arrays], Arrays]:
     """Runs the graph in `model`, arrays in and arrays out. Raises IsoformerError when it cannot."""
     try:
-        evaluator = ReferenceEvaluator(str(model))
+        evaluator = ReferenceEvaluator(_whole(model))
     except Exception as error:  # whatever a malformed file makes of the parser
         raise IsoformerError(f"the ONNX reference evaluator cannot open {model}: {error}") from error
 
@@ -28,3 +30,19 @@ def runner(model: Path) -> Callable[[Arrays], Arrays]:
         return {str(name): np.asarray(array) for name, array in zip(evaluator.output_names, outputs, strict=True)}
 
     return run
+
+
+def _whole(path: Path) -> onnx.ModelProto:
+    """The model with its weights in it.
+
+    onnx itself refuses a file of weights that stands in a second folder too, where `isoformer convert` has put a link.
+    """
+    model = onnx.load(path, load_external_data=False)
+    for tensor in filter(uses_external_data, model.graph.initializer):
+        place = ExternalDataInfo(tensor)
+        with (path.parent / place.location).open("rb") as file:
+            file.seek(place.offset or 0)
+            tensor.raw_data = file.read(-1 if place.length is None else place.length)
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    return model

@@ -17,7 +17,7 @@ from isoformer.models.families import encoder
 from isoformer.runtime import PackageError, Session
 from isoformer.runtime.convert_command import package_for
 from isoformer.runtime.onnx_file import external_files
-from isoformer.runtime.package import MANIFEST, REQUIRED_OF_GRAPH, Package
+from isoformer.runtime.package import MANIFEST, REQUIRED_OF_GRAPH, WEIGHTS, Package
 from tests.conftest import export_small
 
 
@@ -346,6 +346,15 @@ def test_the_command(isoformer, small_encoder: Package, tmp_path: Path) -> None:
     again = isoformer("convert", small_encoder.path, tmp_path / "out", "--layout", "ort")
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
+
+
+def test_a_converted_package_is_still_verified(isoformer, small_encoder: Package, tmp_path: Path) -> None:
+    convert(small_encoder.path, tmp_path / "out", "triton")
+    weights = small_encoder.path / WEIGHTS
+    assert weights.stat().st_nlink > 1
+    done = isoformer("verify", small_encoder.path, "--runtime", "reference")
+    assert done.returncode == 0, done.stderr
+    assert " 0 failures" in done.stdout
 
 
 def test_an_export_goes_through_a_package_that_does_not_stay(tmp_path: Path) -> None:
