@@ -14,10 +14,13 @@ from isoformer.runtime.errors import IsoformerError
 NAME = "onnx reference evaluator"
 
 
-def runner(model: Path) -> Callable[[Arrays], Arrays]:
-    """Runs the graph in `model`, arrays in and arrays out. Raises IsoformerError when it cannot."""
+def runner(model: Path, weights: Path | None = None) -> Callable[[Arrays], Arrays]:
+    """Runs the graph in `model`, arrays in and arrays out. weights: the folder of its external data, if another one.
+
+    Raises IsoformerError when it cannot.
+    """
     try:
-        evaluator = ReferenceEvaluator(_whole(model))
+        evaluator = ReferenceEvaluator(_whole(model, weights or model.parent))
     except Exception as error:  # whatever a malformed file makes of the parser
         raise IsoformerError(f"the ONNX reference evaluator cannot open {model}: {error}") from error
 
@@ -32,15 +35,15 @@ def runner(model: Path) -> Callable[[Arrays], Arrays]:
     return run
 
 
-def _whole(path: Path) -> onnx.ModelProto:
-    """The model with its weights in it.
+def _whole(path: Path, weights: Path) -> onnx.ModelProto:
+    """The model with its weights in it, which stand in the folder `weights`.
 
     onnx itself refuses a file of weights that stands in a second folder too, where `isoformer convert` has put a link.
     """
     model = onnx.load(path, load_external_data=False)
     for tensor in filter(uses_external_data, model.graph.initializer):
         place = ExternalDataInfo(tensor)
-        with (path.parent / place.location).open("rb") as file:
+        with (weights / place.location).open("rb") as file:
             file.seek(place.offset or 0)
             tensor.raw_data = file.read(-1 if place.length is None else place.length)
         tensor.data_location = onnx.TensorProto.DEFAULT

@@ -85,12 +85,10 @@ def ours(package: Package) -> list[Engine]:
         linear, attention = _precisions(variant["precision"])
         options = (variant["provider"], name)
         label, environment = f"isoformer {name}", OURS_OPENVINO if variant["provider"] == "openvino" else None
-        for kind, more in (("isoformer", ""), ("isoformer-cut", ", cut")):
-            if more and variant["provider"] != "openvino":
-                continue  # the other variants leave padding out by themselves
-            called = kind.replace("isoformer", f"isoformer-{name}")
-            rest = (options, environment, linear, attention, True)
-            found.append(Engine(called, f"{label}{more}", kind, path, *rest))
+        rest = (path, options, environment, linear, attention, True)
+        found.append(Engine(f"isoformer-{name}", label, "isoformer", *rest))
+        if variant["provider"] == "openvino":  # the other variants leave padding out by themselves
+            found.append(Engine(f"isoformer-{name}-cut", f"{label}, cut", "isoformer-cut", *rest))
     return found
 
 

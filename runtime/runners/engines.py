@@ -1,6 +1,5 @@
 """What runs a model file on inputs and gives back all its outputs: for bisecting, where no package is at hand."""
 
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -9,7 +8,6 @@ import numpy as np
 
 from isoformer.runtime.bisect import Arrays, Engine
 from isoformer.runtime.errors import IsoformerError
-from isoformer.runtime.package import WEIGHTS
 from isoformer.runtime.providers import open_session
 from isoformer.runtime.runners import programs
 from isoformer.runtime.session import first_line
@@ -30,12 +28,7 @@ def reference(model: Path, weights: Path, inputs: Arrays) -> Arrays:
     """ONNX's reference evaluator, which needs onnx."""
     from isoformer.runtime.console import export_half
 
-    with tempfile.TemporaryDirectory() as folder:
-        beside = Path(folder) / model.name
-        shutil.copyfile(model, beside)
-        if (weights / WEIGHTS).exists():  # onnx takes no links
-            shutil.copyfile(weights / WEIGHTS, Path(folder) / WEIGHTS)
-        return export_half("reference").runner(beside)(inputs)
+    return export_half("reference").runner(model, weights)(inputs)
 
 
 def of(name: str) -> Engine:
