@@ -166,9 +166,16 @@ def _packed(query: Any, key: Any, value: Any) -> ir.Value | None:
 def _table(graph: ir.Graph, value: Any, tables: dict[ir.Value, ir.Value], max_positions: int) -> ir.Value:
     """Rows 0 … max_positions - 1 of what the graph computes from position_ids."""
     if value not in tables:
-        rows = _computed(graph, value, np.arange(max_positions)[None])[0]
-        tables[value] = _constant(graph, value.name or "table", np.ascontiguousarray(rows, np.float32))
+        tables[value] = _constant(graph, value.name or "table", table(graph, value, max_positions))
     return tables[value]
+
+
+def table(graph: ir.Graph, value: ir.Value, max_positions: int) -> np.ndarray:
+    """What the graph computes from position_ids 0 … max_positions - 1, a row each, float32.
+
+    Raises ExportError for what depends on another input.
+    """
+    return np.ascontiguousarray(_computed(graph, value, np.arange(max_positions)[None])[0], np.float32)
 
 
 def _computed(graph: ir.Graph, value: ir.Value, position_ids: np.ndarray) -> np.ndarray:

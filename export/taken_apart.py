@@ -7,12 +7,10 @@ seen, 1 or 0 for each query, makes exactly 0 of it. A mask of padding alone stay
 names, so that a graph may read the canonical one's file. docs/decisions/openvino.md says what was measured.
 """
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
-from isoformer.export.edit import initializer, remove_unused
+from isoformer.export.edit import Builder, remove_unused, take_over
 from isoformer.export.errors import ExportError
 
 # Below every score, and finite in bfloat16 too, where the lowest float32 is not.
@@ -27,17 +25,11 @@ def apply(model: ir.Model) -> int:
     """
     graph = model.graph
     layers = [node for node in graph if node.op_type == "Attention" and node.domain == ""]
-    build = _Build(graph)
+    build = _Build(graph, "taken_apart")
     masks: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for node in layers:
         _refuse(node)
-        old = node.outputs[0]
-        result = build.attention(node, masks)
-        result.type, result.shape = old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-        name = old.name
-        graph.remove(node, safe=True)
-        result.name = name
+        take_over(node, [build.attention(node, masks)])
     if layers:
         _end_with_a_product(graph, build)
     remove_unused(model)
@@ -79,29 +71,8 @@ def _end_with_a_product(graph: ir.Graph, build: "_Build") -> None:
         value.name, whole.name = f"{name}.norm", name
 
 
-class _Build:
-    """Nodes at the end of a graph, to be sorted later, and constants that they share."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.count = 0
-        self.constants: dict[tuple, ir.Value] = {}
-
-    def __call__(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        name = f"taken_apart.{self.count}.{kind}"
-        node = ir.node(kind, list(inputs), attributes=attributes, name=name)
-        node.outputs[0].name = name
-        self.graph.append(node)
-        self.count += 1
-        return node.outputs[0]
-
-    def constant(self, value: Any) -> ir.Value:
-        values = np.asarray(value)
-        key = (values.dtype, values.shape, values.tobytes())
-        if key not in self.constants:
-            name = f"taken_apart.constant.{len(self.constants)}"
-            self.constants[key] = initializer(self.graph, name, values)
-        return self.constants[key]
+class _Build(Builder):
+    """Attention in plain operators."""
 
     def attention(self, node: ir.Node, masks: dict[ir.Value, tuple[ir.Value, ir.Value]]) -> ir.Value:
         """The node's output. masks: bias and seen of the masks that were met already."""
