@@ -17,16 +17,15 @@ from tokenizers import Tokenizer
 
 from isoformer.export import quantize
 from isoformer.export.errors import ExportError
-from isoformer.export.evidence import Evidence, Progress
+from isoformer.export.evidence import Progress
 from isoformer.export.package import Part
+from isoformer.export.tolerances import tolerances
 from isoformer.export.variants import GATES, TEXT, Made, Score, described, file_of, keep
-from isoformer.runtime import audio, padding
+from isoformer.runtime import audio
 from isoformer.runtime.binding import CrossDecoder
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.generation import Settings, stream
 from isoformer.runtime.package import Package
-from isoformer.runtime.package import Signature as RuntimeSignature
-from isoformer.runtime.parity import largest_error, sample_indices
 from isoformer.runtime.session import Session
 from isoformer.runtime.tasks import transcribe, translate
 
@@ -177,33 +176,3 @@ def _write(folder: Path, name: str) -> dict[str, Any] | None:
     made = described(PRECISION, "plain", name)
     ir.save(graph, file_of(folder, made))
     return made
-
-
-def tolerances(session: Session, evidence: Evidence, zero: Collection[str] = ()) -> dict[str, dict[str, float]]:
-    """Of each output the largest error over the grid, kept in samples, and the golden vectors; and twice that.
-
-    zero: outputs that are 0 at padding.
-    """
-    signature = session.signature
-    worst = {spec.name: 0.0 for spec in signature.outputs}
-    kept = ((inputs, expected) for _, inputs, expected in grid_cases(signature, evidence))
-    for inputs, expected in (*kept, *evidence.golden.values()):
-        reference = padding.without(signature, zero, inputs, expected)
-        for name, value in session.run(inputs).items():
-            whole = value.shape == reference[name].shape
-            found = value if whole else value.reshape(-1)[sample_indices(value.size)]
-            worst[name] = max(worst[name], largest_error(found, reference[name]))
-    if wrong := [name for name, error in worst.items() if not np.isfinite(error)]:
-        raise ExportError(f"{PRECISION} makes {', '.join(wrong)} something that is not a number; export it in float32")
-    return {name: {"error": error, "absolute": 2 * error} for name, error in worst.items()}
-
-
-def grid_cases(signature: RuntimeSignature, evidence: Evidence) -> Iterator[tuple[str, Arrays, Arrays]]:
-    """Each case of the grid: its name, inputs, and the kept values of the reference."""
-    for case in evidence.grid:
-        inputs = {spec.name: evidence.grid_arrays[f"{case}/{spec.name}"] for spec in signature.inputs}
-        yield (
-            case,
-            {spec.name: inputs[spec.name].astype(spec.dtype) for spec in signature.inputs},
-            {spec.name: evidence.grid_arrays[f"{case}/{spec.name}"] for spec in signature.outputs},
-        )

@@ -23,11 +23,11 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from isoformer.export import golden, padding_free, quantize
-from isoformer.export.encoded_variants import grid_cases, tolerances
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress, torch_runner
 from isoformer.export.graph import to_onnx
 from isoformer.export.smooth import smooth
+from isoformer.export.tolerances import grid_cases, tolerances
 from isoformer.export.variants import GATES, TEXT, Made, Score, described, file_of, keep
 from isoformer.models.signature import Signature
 from isoformer.runtime import padding

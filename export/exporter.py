@@ -51,6 +51,7 @@ def export(
     text: str | None = None,
     sound: Path | None = None,
     providers: Collection[str] = (),
+    reproducible: bool = False,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Package:
@@ -63,6 +64,7 @@ def export(
     force: replace a package that stands at `path`. precision: what it runs in unless asked otherwise, as a variant
     beside the canonical graph: float32, int8 or int4 of a decoder, float32 or int8 of an encoder–decoder. text, or of
     transcribe the file sound: what that variant's quality is measured on, see `variants` and `encoded_variants`.
+    reproducible: a decoder's int8 gives the same bits in every runtime, and is slower, see `reproducible`.
     providers: those that a graph of their own is made for besides, "openvino" of an encoder, see `openvino`.
     progress: called with a stage, steps done, steps in all.
 
@@ -71,6 +73,7 @@ def export(
     """
     parts = registry.graphs(model, signature)
     _refuse_precision(parts, precision, task, sound)
+    _refuse_reproducible(parts, precision, reproducible=reproducible)
     _refuse_providers(parts, providers)
     _refuse_nan(model)
     with package.staged(Path(path), force=force) as folder:
@@ -84,6 +87,7 @@ def export(
         decodes = any(edge.windows for _, edge in parts.values())
         low = precision != "float32"
         windows = variants.windows(folder, parts[registry.MODEL][1], text) if low and decodes else []
+        wanted = variants.Wanted(precision, windows, reproducible)
         try:
             graphs = _graphs(parts, opset, progress)
             # The variants of one graph read the same file of weights.
@@ -96,7 +100,7 @@ def export(
                 found = _evidence(folder, name, module, edge, stage)
                 made = variants.Made()
                 if edge.windows:
-                    made = variants.make(folder, module, edge, opset, precision, windows, stage)
+                    made = variants.make(folder, module, edge, opset, wanted, found, stage)
                     found.comparisons += made.comparisons
                     _refuse_other_answers(found)
                 elif alone and (encodes or low):
@@ -145,6 +149,14 @@ def _refuse_precision(
         return
     if sound is not None:
         raise ExportError(f"--sound {sound} is for transcribe; the quality of a decoder is measured on --text")
+
+
+def _refuse_reproducible(
+    parts: dict[str, tuple[nn.Module, Signature]], precision: str, *, reproducible: bool
+) -> None:
+    alone = list(parts) == [registry.MODEL] and bool(parts[registry.MODEL][1].windows)
+    if reproducible and not (alone and precision == variants.REPRODUCIBLE):
+        raise ExportError(f"--reproducible is for decoders with --precision {variants.REPRODUCIBLE}")
 
 
 def _refuse_providers(parts: dict[str, tuple[nn.Module, Signature]], providers: Collection[str]) -> None:

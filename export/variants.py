@@ -1,7 +1,7 @@
 """The other graphs of a decoder: a cache written in place, and 8 or 4 bits. Each is measured before it is kept.
 
 cpu-float32   the canonical graph with GroupQueryAttention on one cache; its weights are the canonical graph's file
-cpu-int8      weights and activations in 8 bits, outliers smoothed
+cpu-int8      weights and activations in 8 bits, outliers smoothed; if asked for, `reproducible`
 cpu-int4      weights in 4 bits, for few tokens at a time
 
 Held to the float64 reference step by step (`isoformer.runtime.decoding`): float32 within the bound that the canonical
@@ -21,11 +21,12 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from isoformer.export import golden, quantize, residual_norm, shared_cache
+from isoformer.export import golden, quantize, reproducible, residual_norm, shared_cache
 from isoformer.export.errors import ExportError
-from isoformer.export.evidence import Progress, torch_runner
+from isoformer.export.evidence import Evidence, Progress, torch_runner
 from isoformer.export.graph import to_onnx
 from isoformer.export.smooth import smooth
+from isoformer.export.tolerances import tolerances
 from isoformer.models.signature import Signature
 from isoformer.runtime import decoding
 from isoformer.runtime.binding import Decoder
@@ -52,7 +53,18 @@ class Gate:
 
 GATES = {"int8": Gate(1.03, 0.85), "int4": Gate(1.12, 0.85)}
 PRECISIONS = ("float32", *GATES)
+REPRODUCIBLE = "int8"
 WAYS: dict[str, Callable[[ir.Model], int]] = {"int8": quantize.int8, "int4": quantize.int4}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """precision: float32 alone, or int8 or int4 as well. windows: of the gate's text, see `windows`. reproducible: the
+    same bits in every runtime, of int8."""
+
+    precision: str = "float32"
+    windows: list[list[int]] = field(default_factory=list)
+    reproducible: bool = False
 
 
 @dataclass
@@ -71,16 +83,16 @@ def make(
     model: nn.Module,
     signature: Signature,
     opset: int,
-    precision: str,
-    windows: list[list[int]],
+    wanted: Wanted,
+    evidence: Evidence,
     progress: Progress,
 ) -> Made:
     """Writes the variants of the decoder at `folder`, whose canonical graph is there, below variants/.
 
-    precision: float32 alone, or int8 or int4 as well. windows: of the gate's text, see `windows`.
+    evidence: of the canonical graph, to whose cases a variant with such a cache is held as well.
     Raises ExportError when a variant misses its bound or its gate.
     """
-    made = Made()
+    made, precision, windows = Made(), wanted.precision, wanted.windows
     runs = [torch_runner(model, signature, dtype) for dtype in (torch.float64, torch.float32)]
     references = _references(made, runs, signature, progress)
     plain = RuntimeSignature.read(signature.to_dict())
@@ -117,14 +129,18 @@ def make(
     if precision == "float32":
         return made
 
-    name, cache = f"cpu-{precision}", "shared" if made.variants else "plain"
+    name, cache = f"cpu-{precision}", "shared" if made.variants and not wanted.reproducible else "plain"
     progress(name, 0, 2)
     entry, graph = described(precision, cache), _to_quantize(folder, model, signature, opset, precision, windows[0])
     if cache == "shared":
         shared_cache.apply(graph, signature.windows, _max_positions(signature))
     if not WAYS[precision](graph):
         raise ExportError(f"there is no product in this graph that {precision} is for")
-    residual_norm.apply(graph)
+    if wanted.reproducible:
+        reproducible.apply(graph, _max_positions(signature))
+        entry["reproducible"] = True
+    else:
+        residual_norm.apply(graph)
     # Beside the graph, where ONNX Runtime maps it: weights within the file are held three times while it opens.
     ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
     low = Decoder(open_(name, entry))
@@ -134,6 +150,8 @@ def make(
     keep(made, folder, name, entry, list(_steps(low, references, _own_bounds(low, references), progress, name)))
     if cache == "shared":
         _keep_golden(made, folder, name, low.session, runs)
+    else:
+        entry["tolerances"] = tolerances(low.session, evidence)
     return made
 
 

@@ -114,6 +114,13 @@ def export(
     provider: Annotated[
         str | None, typer.Option(help="openvino: also write the graph that this provider runs fast (encoders)")
     ] = None,
+    reproducible: Annotated[
+        bool,
+        typer.Option(
+            "--reproducible",
+            help="int8 of decoders: the same tokens in every runtime and on every processor, at a fraction of the speed",
+        ),
+    ] = False,
     layout: Annotated[
         str | None, typer.Option(help=f"write another program's folder instead: {convert_command.NAMES}")
     ] = None,
@@ -145,6 +152,7 @@ def export(
                 text=sample,
                 sound=sound,
                 providers=() if provider in (None, "cpu") else (provider,),
+                reproducible=reproducible,
                 force=force,
                 progress=show,
             )
@@ -561,6 +569,7 @@ def _graph_facts(package: Package) -> Iterator[tuple[str, str]]:
     for name, variant in package.variants.items():
         gate = variant.get("gate")
         cache = "" if variant["cache"] == "none" else f", {variant['cache']} cache"
+        cache += ", reproducible" if variant.get("reproducible") else ""
         yield "variant", f"{name}{cache}, {gates.line(gate)}" if gate else f"{name}{cache}"
     yield "padding", f"on the {' or '.join(package.signature.padding)} never changes an answer"
     if manifest.get("notes"):

@@ -106,6 +106,7 @@ VARIANT = record(
         "tolerances": TOLERANCES,
         "zero_at_padding": listed(name, MAX_TENSORS),
         "gate": MEASURES,
+        "reproducible": flag,
     },
 )
 PARITY = record(
