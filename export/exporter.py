@@ -72,8 +72,8 @@ def export(
     open, an operator is not standard, a weight is repeated or an answer differs.
     """
     parts = registry.graphs(model, signature)
-    _refuse_precision(parts, precision, task, sound)
     _refuse_reproducible(parts, precision, reproducible=reproducible)
+    _refuse_precision(parts, precision, task, sound)
     _refuse_providers(parts, providers)
     _refuse_nan(model)
     with package.staged(Path(path), force=force) as folder:

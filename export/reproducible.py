@@ -39,24 +39,26 @@ WIDE = frozenset(("MatMul", "ReduceSum", "Sigmoid", "Softmax", "Tanh"))
 
 
 def apply(model: ir.Model, max_positions: int) -> int:
-    """Rewrites a decoder's canonical graph, in 8 bits already; returns how many operators.
+    """Rewrites a decoder's canonical graph, whose products are in 8 bits already; returns how many operators.
 
     max_positions: rows of the rotary tables. Raises ExportError for attention or an activation that it cannot write so,
     and for any operator that is left and that runtimes round differently.
     """
+    count = rewrite(model, max_positions)
+    refuse_inexact(model)
+    return count
+
+
+def rewrite(model: ir.Model, max_positions: int) -> int:
+    """`apply` on a graph that may have products of float32, which it leaves alone."""
     graph = model.graph
     build = _Build(graph, max_positions)
-    found = [(node, build.ways[node.op_type]) for node in list(graph) if _is_inexact(node, build.ways)]
-    for node, rewritten in found:
-        take_over(node, rewritten(node))
+    found = [node for node in list(graph) if node.op_type in build.ways and node.domain == ""]
+    for node in found:
+        take_over(node, build.ways[node.op_type](node))
     remove_unused(model)
     graph.sort()
-    refuse_inexact(model)
     return len(found)
-
-
-def _is_inexact(node: ir.Node, ways: dict[str, Any]) -> bool:
-    return node.op_type in ways and node.domain == ""
 
 
 def refuse_inexact(model: ir.Model) -> None:
