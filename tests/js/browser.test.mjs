@@ -13,7 +13,7 @@ const TIMEOUT = { timeout: 1_500_000 };
 let server, browser, page;
 
 before(async () => {
-  server = await serve({ "/": ROOT, "/embed/": VECTORS.embed.package, "/generate/": VECTORS.package });
+  server = await serve({ "/": ROOT, "/embed/": VECTORS.embed.package, "/generate/": VECTORS.package, "/reproducible/": VECTORS.reproducible.package });
   browser = await launch();
   page = await browser.newPage();
   await page.goto(`${server.url}/runtime/js/src/runner.html`);
@@ -50,7 +50,14 @@ test("generated tokens: float32", TIMEOUT, async () => {
   chosen.forEach(({ name, tokens }, place) => assert.deepEqual(found[place], tokens, `${name}, case ${place}`));
 });
 
-// Integer products are exact here too, but sums of floats between them are rounded otherwise, and a rounding to 8 bits
+test("generated tokens: int8 that is reproducible", TIMEOUT, async () => {
+  const { cases: chosen } = VECTORS.reproducible;
+  assert.ok(chosen.filter(({ name }) => name === "greedy").length >= 10);
+  const found = await ask("continued", `${server.url}/reproducible/`, "int8", chosen);
+  chosen.forEach(({ name, tokens }, place) => assert.deepEqual(found[place], tokens, `${name}, case ${place}`));
+});
+
+// Integer products are exact in any int8, but sums of floats between them are rounded otherwise, and a rounding to 8 bits
 // that falls on the other side grows from layer to layer. So int8 is held to what its gate holds it to.
 test("likeliest tokens: int8 as often float32's as the gate asks", TIMEOUT, async (context) => {
   const [same, all] = await ask("agreeing", `${server.url}/generate/`, "int8", cases("float32", "greedy"));

@@ -61,6 +61,12 @@ for (const precision of Object.keys(VECTORS.generate)) {
   });
 }
 
+test("generated tokens: int8 that is reproducible", { timeout: 900_000 }, async () => {
+  const { package: place, cases: chosen } = VECTORS.reproducible;
+  const found = await continued(await nodeEngine(), place, "int8", chosen);
+  chosen.forEach(({ name, tokens }, at) => assert.deepEqual(found[at], tokens, `${name}, case ${at}`));
+});
+
 test("likeliest tokens: int8 as often float32's as the gate asks", { timeout: 900_000 }, async (context) => {
   const [same, all] = await agreeing(await nodeEngine(), VECTORS.package, "int8", cases("float32", "greedy"));
   context.diagnostic(`${same} of ${all} likeliest tokens are float32's`);

@@ -1,6 +1,6 @@
 """What Python answers, for the JavaScript tests to be held to: tokens of hostile texts, embeddings, generated tokens.
 
-python -m tests.js.vectors FOLDER --embed PACKAGE --generate PACKAGE
+python -m tests.js.vectors FOLDER --embed PACKAGE --generate PACKAGE --reproducible PACKAGE
 
 FOLDER gets vectors.json and the tokenizers that it speaks of.
 """
@@ -9,7 +9,7 @@ import argparse
 import json
 import random
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,8 @@ PROMPTS = [
     "Il était une fois",
     "1, 2, 3, 4, 5,",
 ]
+# Of several hundred tokens.
+LONG = [TRAINING_TEXT.read_text(encoding="utf-8")[:1000], Path(__file__).read_text(encoding="utf-8")[:1000]]
 HOSTILE = [
     "", " ", "a", "Ünïcödé ñandú café CAFÉ", "naïve e\u0301 cafe\u0301", "日本語テキスト 漢字", "한국어 텍스트",
     "🙂👩\u200d👩\u200d👧\u200d👦🏳️\u200d🌈 emoji", "a\u0000b", "\ufeffbom",
@@ -154,8 +156,8 @@ def tokens(tokenizer: Tokenizer, texts: list[str]) -> list[dict[str, Any]]:
     return result
 
 
-def generated(session: Session) -> list[dict[str, Any]]:
-    """Settings, prompts and the tokens behind them: each prompt by itself, and all at once."""
+def generated(session: Session, others: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Settings, prompts and the tokens behind them: each prompt by itself, and all at once. others: by themselves."""
     prompts = encode(session, PROMPTS)
     cases: list[tuple[str, dict[str, Any], list[list[list[int]]]]] = [
         ("greedy", {"max_tokens": 32}, [[prompt] for prompt in prompts]),
@@ -163,6 +165,7 @@ def generated(session: Session) -> list[dict[str, Any]]:
         ("draws", {"max_tokens": 12, "temperature": 0.8, "top_k": 40, "top_p": 0.95, "seed": 11}, [prompts[:3]]),
         ("min p", {"max_tokens": 12, "min_p": 0.05, "repetition_penalty": 1.2, "seed": 3}, [prompts[3:5]]),
         ("one batch", {"max_tokens": 16}, [prompts[:5]]),
+        ("others", {"max_tokens": 24}, [[prompt] for prompt in encode(session, others)]),
     ]
     return [
         {
@@ -183,6 +186,7 @@ def main() -> None:
     parser.add_argument("--embed", type=Path, required=True)
     parser.add_argument("--generate", type=Path, required=True)
     parser.add_argument("--precisions", default="int8,float32")
+    parser.add_argument("--reproducible", type=Path, required=True, help="exported with --precision int8 --reproducible")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"tokenizers": {}, "generate": {}}
@@ -199,6 +203,11 @@ def main() -> None:
     for precision in given.precisions.split(","):
         with Session.fastest(package, precision=precision) as session:
             found["generate"][precision] = generated(session)
+    with Session.fastest(given.reproducible) as session:
+        if session.variant is None or not session.package.variant(session.variant).get("reproducible"):
+            parser.error(f"{given.reproducible} is not reproducible; export it with --reproducible")
+        answers = generated(session, LONG)
+    found["reproducible"] = {"package": str(given.reproducible.resolve()), "cases": answers}
     found["random"] = {str(seed): np.random.default_rng([seed, 5]).random(4).tolist() for seed in (0, 7, 2**63 + 5)}
     (given.folder / "vectors.json").write_text(json.dumps(found), encoding="utf-8")
 
