@@ -26,6 +26,7 @@ from isoformer.runtime.binding import CrossDecoder
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.generation import Settings, stream
 from isoformer.runtime.package import Package
+from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.session import Session
 from isoformer.runtime.tasks import transcribe, translate
 

@@ -151,9 +151,7 @@ def _refuse_precision(
         raise ExportError(f"--sound {sound} is for transcribe; the quality of a decoder is measured on --text")
 
 
-def _refuse_reproducible(
-    parts: dict[str, tuple[nn.Module, Signature]], precision: str, *, reproducible: bool
-) -> None:
+def _refuse_reproducible(parts: dict[str, tuple[nn.Module, Signature]], precision: str, *, reproducible: bool) -> None:
     alone = list(parts) == [registry.MODEL] and bool(parts[registry.MODEL][1].windows)
     if reproducible and not (alone and precision == variants.REPRODUCIBLE):
         raise ExportError(f"--reproducible is for decoders with --precision {variants.REPRODUCIBLE}")

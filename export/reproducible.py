@@ -1,10 +1,10 @@
-"""Decoders in 8 bits whose answers are the same on every machine and in every runtime, to the bit.
+"""Decoders in 8 bits whose tokens are the same in every runtime, since nearly all their bits are.
 
-Products of 8 bits are exact, and so is float32's arithmetic of single values, which IEEE 754 rounds everywhere alike. What
-is not is what a runtime may order, fuse or approximate as it likes: sums, and functions such as exp. Two such results
-differ in their last bits, and where they are rounded to 8 bits a difference of 1e-7 may become one of 1/127. Here each
-is computed in float64 and rounded to float32 once, so that its last bits are the same unless the exact value lies
-within some 1e-15 of the middle between two float32 numbers: about once in 1e8 values.
+Products of 8 bits are exact, and so is float32's arithmetic of single values, which IEEE 754 rounds alike everywhere.
+What is not is what a runtime may order, fuse or approximate as it likes: sums, and functions such as exp. Two such
+results differ in their last bits, and where they are rounded to 8 bits a difference of 1e-7 may become one of 1/127.
+Here each is computed in float64 and rounded to float32 once: then it is the same unless the exact value lies within
+some 1e-15 of the middle between two float32 numbers, which about one in 1e8 does.
 
     RMSNormalization     x / √(mean x² + ε) · w, of which the root alone is float64
     LayerNormalization   the same of x - mean x
@@ -16,7 +16,6 @@ The cache is the canonical graph's, which grows. What the pass does not know is 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,13 +28,14 @@ from isoformer.export.errors import ExportError
 LOWEST = -1e30
 _SWAP = (0, 2, 1, 3)
 # Each value of their results is one that was there, or one operation of IEEE 754 on such, or an integer's.
-EXACT = frozenset(
-    "Abs Add And Cast Clip Concat Constant ConstantOfShape Div Equal Expand Flatten Gather GatherElements Greater "
-    "GreaterOrEqual Identity Less LessOrEqual Max Min MatMulIntegerToFloat Mul Neg Not Or QuantizeLinear Range "
-    "ReduceMax Relu Reshape Shape Slice Split Sqrt Squeeze Sub Transpose Unsqueeze Where".split()
-)
+EXACT = {
+    "Abs", "Add", "And", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand",
+    "Flatten", "Gather", "GatherElements", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max",
+    "Min", "MatMulIntegerToFloat", "Mul", "Neg", "Not", "Or", "QuantizeLinear", "ReduceMax", "Relu",
+    "Reshape", "Shape", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
 # Rounded as each runtime likes: only of float64.
-WIDE = frozenset(("MatMul", "ReduceSum", "Sigmoid", "Softmax", "Tanh"))
+WIDE = {"MatMul", "ReduceSum", "Sigmoid", "Softmax", "Tanh"}
 
 
 def apply(model: ir.Model, max_positions: int) -> int:

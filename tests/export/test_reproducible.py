@@ -17,7 +17,7 @@ from isoformer.export.graph import to_onnx
 from isoformer.models.families import decoder, encoder
 from isoformer.runtime import Session, load
 from isoformer.runtime.package import MANIFEST
-from isoformer.runtime.verify_command import run_checks
+from isoformer.runtime.verify import verify
 from tests.conftest import export_small
 
 # No other axis of a weight is 52, so that the channels can be told.
@@ -82,7 +82,7 @@ def feeds(config: decoder.Config, batch: int = 3, past: int = 11, length: int = 
     """Padding in front of every row but the first; the last row has no key at all."""
     rng, heads = np.random.default_rng(1), config.num_kv_heads or config.num_heads
     mask = np.arange(past + length) >= np.array([[0], [7], [past + length]])[:batch]
-    shape = (batch, heads, past, config.head_dim)
+    shape = (batch, heads, past, config.head_dim or 0)
     return {
         "input_ids": rng.integers(0, config.vocab_size, (batch, length)),
         "attention_mask": mask.astype(np.int64),
@@ -262,7 +262,7 @@ def test_the_package_says_so_and_passes_its_checks(package):
     assert not {"RMSNormalization", "Attention", "com.microsoft::GroupQueryAttention"} & entry["operators"].keys()
     session = Session.fastest(package)
     assert session.variant == "cpu-int8"
-    report = run_checks(package, session.run, "reproducible", seed=5, variant="cpu-int8")
+    report = verify(package, session.run, "reproducible", seed=5, variant="cpu-int8")
     assert report.passed
     relations = [c for c in report.comparisons if c.check == "relation"]
     assert relations
@@ -288,7 +288,7 @@ def test_it_is_for_decoders_in_8_bits(tmp_path):
             export_small(
                 model_of(LLAMA), decoder.signature(LLAMA), tmp_path / "x", precision=precision, reproducible=True
             )
+    signature = encoder.signature(encoder.TINY)
     with pytest.raises(ExportError, match=said):
-        signature = encoder.signature(encoder.TINY)
         export_small(encoder.Model(encoder.TINY), signature, tmp_path / "x", precision="int8", reproducible=True)
     assert not list(tmp_path.iterdir())

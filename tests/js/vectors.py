@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--embed", type=Path, required=True)
     parser.add_argument("--generate", type=Path, required=True)
     parser.add_argument("--precisions", default="int8,float32")
-    parser.add_argument("--reproducible", type=Path, required=True, help="exported with --precision int8 --reproducible")
+    parser.add_argument("--reproducible", type=Path, required=True, help="in int8")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"tokenizers": {}, "generate": {}}

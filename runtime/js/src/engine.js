@@ -165,6 +165,9 @@ async function opener({ ort }, package_, { variant, progress }) {
  * @param {OpenOptions} options
  */
 async function onWebGpu(engine, package_, options) {
+  if (options.variant && package_.variant(options.variant).reproducible) {
+    throw new ProviderError(`webgpu has no float64, which ${options.variant} computes with; use the provider cpu`);
+  }
   const open = await opener(engine, package_, options);
   const settings = (/** @type {string[]} */ forceCpuNodeNames) => ({
     ...common({ ...options, tuned: false }),
