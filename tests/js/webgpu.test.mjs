@@ -36,6 +36,12 @@ test("a graph that WebGPU would leave to the CPU is refused in one line", TIMEOU
   assert.match(stderr, /^isoformer: webgpu does not run Attention of this graph; isoformer export --provider openvino[^\n]*\n$/);
 });
 
+test("a graph that computes with float64 is refused in one line", TIMEOUT, async () => {
+  const { status, lines, stderr } = await replayed("demo/smollm2-reproducible", "--variant", "cpu-int8");
+  assert.deepEqual([status, lines], [2, []]);
+  assert.equal(stderr, "isoformer: webgpu has no float64, which cpu-int8 computes with; use the provider cpu\n");
+});
+
 test("the log tells where nodes are", () => {
   const placed = read([
     "[I:onnxruntime:, something.cc:1 else] Cos (not a placement)",
