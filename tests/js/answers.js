@@ -30,6 +30,21 @@ export async function continued(engine, place, precision, cases) {
   return found;
 }
 
+/** The SHA-256 of each output of each of the package's data sets of golden vectors. */
+export async function digested(engine, place, sets) {
+  const session = await Session.fastest(place, { engine, precision: "int8" });
+  const found = {};
+  for (const set of sets) {
+    found[set] = {};
+    for (const [name, { data }] of Object.entries(await session.run(await session.package.vectors(set, "input")))) {
+      const bytes = await crypto.subtle.digest("SHA-256", data);
+      found[set][name] = [...new Uint8Array(bytes)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    }
+  }
+  await session.release();
+  return found;
+}
+
 /** How many of the tokens of the greedy cases are the likeliest behind those before them: [so many, of how many]. */
 export async function agreeing(engine, place, precision, cases) {
   const session = await Session.fastest(place, { engine, precision });

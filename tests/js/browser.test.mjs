@@ -57,6 +57,12 @@ test("generated tokens: int8 that is reproducible", TIMEOUT, async () => {
   chosen.forEach(({ name, tokens }, place) => assert.deepEqual(found[place], tokens, `${name}, case ${place}`));
 });
 
+test("every bit of golden vectors: int8 that is reproducible", TIMEOUT, async () => {
+  const { digests } = VECTORS.reproducible;
+  assert.ok(Object.keys(digests).length >= 10);
+  assert.deepEqual(await ask("digested", `${server.url}/reproducible/`, Object.keys(digests)), digests);
+});
+
 // Integer products are exact in any int8, but sums of floats between them are rounded otherwise, and a rounding to 8 bits
 // that falls on the other side grows from layer to layer. So int8 is held to what its gate holds it to.
 test("likeliest tokens: int8 as often float32's as the gate asks", TIMEOUT, async (context) => {

@@ -8,7 +8,7 @@ import { nodeEngine } from "../../runtime/js/index.js";
 import { Random } from "../../runtime/js/src/random.js";
 import { EXACT, productsSaturate } from "../../runtime/js/src/saturation.js";
 import { Tokenizer } from "../../runtime/js/src/tokenizer.js";
-import { agreeing, continued, embedded, furthest } from "./answers.js";
+import { agreeing, continued, digested, embedded, furthest } from "./answers.js";
 import { FOLDER, VECTORS, cases } from "./vectors.js";
 
 for (const [name, texts] of Object.entries(VECTORS.tokenizers)) {
@@ -65,6 +65,11 @@ test("generated tokens: int8 that is reproducible", { timeout: 900_000 }, async 
   const { package: place, cases: chosen } = VECTORS.reproducible;
   const found = await continued(await nodeEngine(), place, "int8", chosen);
   chosen.forEach(({ name, tokens }, at) => assert.deepEqual(found[at], tokens, `${name}, case ${at}`));
+});
+
+test("every bit of golden vectors: int8 that is reproducible", { timeout: 900_000 }, async () => {
+  const { package: place, digests } = VECTORS.reproducible;
+  assert.deepEqual(await digested(await nodeEngine(), place, Object.keys(digests)), digests);
 });
 
 test("likeliest tokens: int8 as often float32's as the gate asks", { timeout: 900_000 }, async (context) => {

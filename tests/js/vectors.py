@@ -10,6 +10,7 @@ import json
 import random
 import unicodedata
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,6 +180,12 @@ def generated(session: Session, others: Sequence[str] = ()) -> list[dict[str, An
     ]
 
 
+def digests(session: Session) -> Iterator[tuple[str, dict[str, str]]]:
+    """Of each data set of golden vectors the outputs' SHA-256: every bit of the logits and of the cache."""
+    for name, inputs, _ in session.package.golden():
+        yield name, {output: sha256(array.tobytes()).hexdigest() for output, array in session.run(inputs).items()}
+
+
 def main() -> None:
     """Writes the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -206,8 +213,9 @@ def main() -> None:
     with Session.fastest(given.reproducible) as session:
         if session.variant is None or not session.package.variant(session.variant).get("reproducible"):
             parser.error(f"{given.reproducible} is not reproducible; export it with --reproducible")
-        answers = generated(session, LONG)
-    found["reproducible"] = {"package": str(given.reproducible.resolve()), "cases": answers}
+        answers, outputs = generated(session, LONG), dict(digests(session))
+    place = str(given.reproducible.resolve())
+    found["reproducible"] = {"package": place, "cases": answers, "digests": outputs}
     found["random"] = {str(seed): np.random.default_rng([seed, 5]).random(4).tolist() for seed in (0, 7, 2**63 + 5)}
     (given.folder / "vectors.json").write_text(json.dumps(found), encoding="utf-8")
 
