@@ -259,6 +259,7 @@ def test_the_package_says_so_and_passes_its_checks(package):
     entry = package.variant("cpu-int8")
     assert entry["reproducible"] is True
     assert entry["cache"] == "plain"
+    assert "| cpu-int8 | plain, reproducible |" in (package.path / "README.md").read_text()
     assert not {"RMSNormalization", "Attention", "com.microsoft::GroupQueryAttention"} & entry["operators"].keys()
     session = Session.fastest(package)
     assert session.variant == "cpu-int8"

@@ -409,6 +409,7 @@ def test_the_way_through_the_command_line(tmp_path, isoformer):
     assert "cpu-int8, shared cache, perplexity" in isoformer("inspect", "low", cwd=tmp_path).stdout
     for wrong, said in (
         (("export", "-m", "built:build", "x", "--precision", "int3"), "precision 'int3' is not one of fp32"),
+        (("export", "-m", "built:build", "x", "--reproducible"), "is for decoders with --precision int8"),
         (("export", "-m", "built:build", "x", "--text", "short.txt"), "is for the quality gate of int8 and int4"),
         (("export", "-m", "built:build", "x", "--precision", "int8", "--text", "short.txt"), "has 3 tokens"),
     ):
