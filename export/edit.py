@@ -12,6 +12,21 @@ def array(value: ir.Value | None) -> np.ndarray:
     return value.const_value.numpy()
 
 
+def constant_rank(value: ir.Value | None) -> int | None:
+    """The rank of a constant, or of what is made of constants: a tied head's transpose, some of its columns,
+    columns that are scaled. None for anything else.
+    """
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return len(value.const_value.shape)
+    producer = value.producer()
+    if producer is None or producer.op_type not in ("Transpose", "Mul", "Slice"):
+        return None
+    others = (constant_rank(other) for other in producer.inputs[1:])
+    return None if None in others else constant_rank(producer.inputs[0])
+
+
 def initializer(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
     """A constant that the graph gets, under a name that it does not have yet."""
     tensor = ir.tensor(np.ascontiguousarray(values) if values.ndim else values, name=name)

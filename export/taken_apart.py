@@ -7,12 +7,11 @@ seen, 1 or 0 for each query, makes exactly 0 of it. A mask of padding alone stay
 names, so that a graph may read the canonical one's file. docs/decisions/openvino.md says what was measured.
 """
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
-from isoformer.export.edit import initializer, remove_unused
+from isoformer.export.build import Build
+from isoformer.export.edit import remove_unused
 from isoformer.export.errors import ExportError
 
 # Below every score, and finite in bfloat16 too, where the lowest float32 is not.
@@ -27,7 +26,7 @@ def apply(model: ir.Model) -> int:
     """
     graph = model.graph
     layers = [node for node in graph if node.op_type == "Attention" and node.domain == ""]
-    build = _Build(graph)
+    build = _Build(graph, "taken_apart")
     masks: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for node in layers:
         _refuse(node)
@@ -57,7 +56,7 @@ def _refuse(node: ir.Node) -> None:
         raise ExportError("a graph for OpenVINO is for encoders: attention without a cache, a soft cap or its scores")
 
 
-def _end_with_a_product(graph: ir.Graph, build: "_Build") -> None:
+def _end_with_a_product(graph: ir.Graph, build: Build) -> None:
     """Puts a product with the identity behind a norm that is an output.
 
     OpenVINO leaves in float32 whatever stands between an output and the products before it, and along the residual
@@ -67,11 +66,8 @@ def _end_with_a_product(graph: ir.Graph, build: "_Build") -> None:
         node, width = value.producer(), value.shape[-1] if value.shape is not None and len(value.shape) == 3 else None
         if node is None or node.op_type not in ("LayerNormalization", "RMSNormalization") or not isinstance(width, int):
             continue
-        size = np.gcd(width, 32)
         uses, name = list(value.uses()), value.name
-        parts = build("Reshape", value, build.constant([0, 0, width // size, size]))
-        product = build("MatMul", parts, build.constant(np.eye(size, dtype=np.float32)))
-        whole = build("Reshape", product, build.constant([0, 0, width]))
+        whole = through_identity(build, value, width)
         for use in uses:
             use.node.replace_input_with(use.idx, whole)
         graph.outputs[index] = whole
@@ -79,29 +75,16 @@ def _end_with_a_product(graph: ir.Graph, build: "_Build") -> None:
         value.name, whole.name = f"{name}.norm", name
 
 
-class _Build:
-    """Nodes at the end of a graph, to be sorted later, and constants that they share."""
+def through_identity(build: Build, value: ir.Value, width: int) -> ir.Value:
+    """(B, L, width) times the identity, in pieces of 32 columns at most."""
+    size = np.gcd(width, 32)
+    parts = build("Reshape", value, build.constant([0, 0, width // size, size]))
+    product = build("MatMul", parts, build.constant(np.eye(size, dtype=np.float32)))
+    return build("Reshape", product, build.constant([0, 0, width]))
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.count = 0
-        self.constants: dict[tuple, ir.Value] = {}
 
-    def __call__(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        name = f"taken_apart.{self.count}.{kind}"
-        node = ir.node(kind, list(inputs), attributes=attributes, name=name)
-        node.outputs[0].name = name
-        self.graph.append(node)
-        self.count += 1
-        return node.outputs[0]
-
-    def constant(self, value: Any) -> ir.Value:
-        values = np.asarray(value)
-        key = (values.dtype, values.shape, values.tobytes())
-        if key not in self.constants:
-            name = f"taken_apart.constant.{len(self.constants)}"
-            self.constants[key] = initializer(self.graph, name, values)
-        return self.constants[key]
+class _Build(Build):
+    """The nodes of attention."""
 
     def attention(self, node: ir.Node, masks: dict[ir.Value, tuple[ir.Value, ir.Value]]) -> ir.Value:
         """The node's output. masks: bias and seen of the masks that were met already."""
@@ -124,7 +107,8 @@ class _Build:
             times = heads // kv_heads
             key, value = self._repeated(key, times, heads, head_dim), self._repeated(value, times, heads, value_dim)
         scores = self("MatMul", query, self("Transpose", key, perm=(0, 1, 3, 2)))  # (B, H, Lq, Lk)
-        scores = self("Mul", scores, self.constant(np.float32(scale)))
+        if scale != 1:
+            scores = self("Mul", scores, self.constant(np.float32(scale)))
         mask, seen = node.inputs[3] if len(node.inputs) > 3 else None, None
         if mask is not None:
             if mask not in masks:
