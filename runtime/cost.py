@@ -36,10 +36,6 @@ class Cost:
         tokens = rows * width
         return self.call + tokens * (1 + self.pair * width + self.crowd * tokens)
 
-    def of(self, lengths: np.ndarray) -> np.ndarray:
-        """Of each sequence, without the call and the crowd: (n,) lengths → (n,)."""
-        return lengths * (1 + self.pair * lengths)
-
     @classmethod
     def fitted(cls, times: Mapping[tuple[int, int], float]) -> "Cost":
         """The cost that explains the times of some rectangles, (rows, width) → seconds; three of unlike sizes or more.

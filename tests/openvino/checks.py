@@ -78,6 +78,19 @@ def test_rectangles_of_many_lengths_give_what_the_whole_batch_does(precision: st
     assert np.abs(whole["last_hidden_state"] - cut["last_hidden_state"])[real].max() < bound
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_batches_with_padding_run_in_the_graph_for_them(precision: str) -> None:
+    session, inputs = Session.fastest(PACKAGE, "openvino", precision=precision), masked(17, 23)
+    whole = Session(PACKAGE, "openvino", variant=f"openvino-{precision}").run(inputs)
+    found = session.run(inputs)
+    real = inputs["attention_mask"].astype(bool)
+    assert not found["last_hidden_state"][:, 1:][~real[:, 1:]].any()
+    assert whole["last_hidden_state"][~real].any()
+    bound = {"float32": 1e-5, "bfloat16": 0.1}[precision]
+    assert np.abs(whole["last_hidden_state"] - found["last_hidden_state"])[real].max() < bound
+    assert np.abs(whole["sentence_embedding"] - found["sentence_embedding"]).max() < bound
+
+
 def test_the_canonical_graph_is_refused_in_one_line() -> None:
     with pytest.raises(ProviderError, match=r"does not run Attention .* --provider openvino") as caught:
         Session(PACKAGE, "openvino")
