@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isoformer.runtime import ProviderError, Session, batching
+from isoformer.runtime import ProviderError, Session, batching, padding
 from isoformer.runtime.cases import Arrays
 from isoformer.runtime.cost import Cost
 
@@ -27,13 +27,16 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def errors(precision: str) -> list[float]:
-    """Of the golden vectors, against the float64 reference."""
+    """Of the golden vectors, against the float64 reference; of hidden states those of real tokens."""
     session = Session.fastest(PACKAGE, "openvino", precision=precision)
-    return [
-        float(np.abs(session.run(inputs)[name] - value).max())
-        for _, inputs, outputs in session.package.golden()
-        for name, value in outputs.items()
-    ]
+    found = []
+    for _, inputs, outputs in session.package.golden():
+        one, other = (
+            padding.without(session.signature, ["last_hidden_state"], inputs, values)
+            for values in (session.run(inputs), outputs)
+        )
+        found += [float(np.abs(one[name] - other[name]).max()) for name in outputs]
+    return found
 
 
 def masked(rows: int = 5, length: int = 13) -> Arrays:
