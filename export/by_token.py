@@ -21,7 +21,7 @@ class Packing(Protocol):
     """Where the tokens that are computed stand."""
 
     def packed(self, value: ir.Value) -> ir.Value:
-        """(B, L, E) → (1, N, E)"""
+        """(B, L, E) → (1, N, E), (B, L) → (1, N); (L, E), a row for each place, → (1, N, E)"""
         ...
 
     def unpacked(self, value: ir.Value) -> ir.Value:
@@ -49,7 +49,7 @@ def apply(model: ir.Model, make: Callable[[ir.Graph, ir.Value], Packing]) -> lis
     entered: dict[ir.Value, ir.Value] = {}
     for node in region:
         for index, value in enumerate(node.inputs):
-            if value is not None and value not in inside and _is_tokens(value, real):
+            if value is not None and value not in inside and _enters(value, real):
                 if value not in entered:
                     entered[value] = packing.packed(value)
                 node.replace_input_with(index, entered[value])
@@ -101,17 +101,27 @@ def _region(graph: ir.Graph, layers: Sequence[ir.Node], real: ir.Value) -> dict[
             found[node] = None
     if not all(node in found for node in layers):
         raise ExportError("padding-free graphs are for attention over (batch, length, width)")
-    return _from_the_first_norm(found)
-
-
-def _from_the_first_norm(region: dict[ir.Node, None]) -> dict[ir.Node, None]:
-    """Without what only leads to it, such as sums of embeddings: it costs little, and one value is packed, not each."""
-    found: dict[ir.Node, None] = {}
-    for node in region:
-        starts = node.op_type in {"MatMul", "Attention", *NORMS}
-        if starts or any(x is not None and x.producer() in found for x in node.inputs):
-            found[node] = None
     return found
+
+
+def _enters(value: ir.Value, real: ir.Value) -> bool:
+    """Whether a value has something for each token, or for each place of a sequence."""
+    return _is_tokens(value, real) or _is_ids(value, real) or _is_places(value, real)
+
+
+def _is_ids(value: ir.Value, real: ir.Value) -> bool:
+    """Whether it is (B, L), of whole numbers."""
+    shape = value.shape
+    whole = value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+    return whole and shape is not None and real.shape is not None and list(shape) == list(real.shape)
+
+
+def _is_places(value: ir.Value, real: ir.Value) -> bool:
+    """Whether it is (L, width), of floats, such as the positions' vectors."""
+    shape = value.shape
+    if shape is None or real.shape is None or len(shape) != 2 or value.dtype != ir.DataType.FLOAT:
+        return False
+    return shape[0] == real.shape[1] and isinstance(shape[1], int)
 
 
 def _is_tokens(value: ir.Value, real: ir.Value) -> bool:
@@ -127,13 +137,20 @@ def _is_by_token(node: ir.Node, real: ir.Value) -> bool:
         return False
     if node.op_type == "MatMul":
         return _is_tokens(node.inputs[0], real) and constant_rank(node.inputs[1]) == 2
+    if node.op_type == "Gather":
+        axis, (table, ids) = node.attributes.get("axis"), node.inputs[:2]
+        on_rows = axis is None or axis.as_int() == 0
+        return on_rows and constant_rank(table) == 2 and ids is not None and _is_ids(ids, real)
     if node.op_type in NORMS:
         axis = node.attributes.get("axis")
         return axis is None or axis.as_int() == -1
     if node.op_type == "Split":
         return node.attributes["axis"].as_int() == -1
     if node.op_type in BINARY:
-        return all(x is not None and (_is_tokens(x, real) or constant_rank(x) in (0, 1)) for x in node.inputs)
+        kinds = (_is_tokens, _is_places)
+        return all(
+            x is not None and (constant_rank(x) in (0, 1) or any(kind(x, real) for kind in kinds)) for x in node.inputs
+        )
     return node.op_type in POINTWISE
 
 

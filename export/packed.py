@@ -1,6 +1,6 @@
 """Encoders for OpenVINO whose layers run on real tokens only; the graph's inputs and outputs stay as they are.
 
-    (B, L, E) → pack → (1, N, E), the N real tokens → products, norms, activations → unpack → (B, L, E), 0 at padding
+    (B, L) → pack → (1, N), the N real tokens → embeddings, products, norms, … → unpack → (B, L, E), 0 at padding
 
 Attention alone needs rectangles. The sequences are sorted by their tokens, and the longer half and the shorter half
 each get one, as wide as the longest of its own:
@@ -9,7 +9,7 @@ each get one, as wide as the longest of its own:
 
 N and the widths are rounded up, since OpenVINO spends time on every size that it has not met. The first token of a
 sequence counts as real even where it is padding, for heads that read it. docs/decisions/openvino.md says what was
-measured; `padding_free` is the form for ONNX Runtime's own kernels, which takes a Loop that OpenVINO is slow at.
+measured; `padding_free` is the form for ONNX Runtime's own kernels, with a Loop over the sequences.
 """
 
 import numpy as np
@@ -57,6 +57,7 @@ class _Packing:
     def __init__(self, graph: ir.Graph, real: ir.Value) -> None:
         put = self.put = Build(graph, "packed")
         batch, length = (put("Shape", real, start=i, end=i + 1) for i in (0, 1))
+        self.length = length
         first = put("Equal", self._range(length), put.constant(0))  # (L,)
         kept = put("Cast", put("Or", real, first), to=ir.DataType.INT64)  # (B, L)
         flat = put("Reshape", kept, put.constant([-1]))
@@ -130,8 +131,13 @@ class _Packing:
         self.groups.append((places, mask))
 
     def packed(self, value: ir.Value) -> ir.Value:
-        """(B, L, E) → (1, N, E)"""
-        flat = self.put("Reshape", value, self.put.constant([-1, width(value)]))
+        """(B, L, E) → (1, N, E), (B, L) → (1, N); (L, E), a row for each place, → (1, N, E)"""
+        if value.dtype != ir.DataType.FLOAT:
+            flat = self.put("Reshape", value, self.put.constant([-1]))
+        elif value.shape is not None and len(value.shape) == 2:
+            return self._alone(self.put("Gather", value, self.put("Mod", self.places, self.length)))
+        else:
+            flat = self.put("Reshape", value, self.put.constant([-1, width(value)]))
         return self._alone(self.put("Gather", flat, self.places))
 
     def _alone(self, tokens: ir.Value) -> ir.Value:

@@ -1,6 +1,6 @@
 """Encoders whose layers run on real tokens only; the graph's inputs and outputs stay as they are.
 
-    (B, L, E) → pack → (1, N, E), the N real tokens → products, norms, activations → unpack → (B, L, E), 0 at padding
+    (B, L) → pack → (1, N), the N real tokens → embeddings, products, norms, … → unpack → (B, L, E), 0 at padding
 
 The first token of a sequence counts as one of the N even where it is padding, for heads that read it. Attention alone
 needs to know where a sequence ends:
@@ -57,15 +57,26 @@ class _Packing:
         self.whole = put("And", full, put("LessOrEqual", scores, put.constant(SCORES)))
 
     def packed(self, value: ir.Value) -> ir.Value:
-        """(B, L, E) → (1, N, E); as it is where nothing is packed."""
-        flat = self.put("Reshape", value, self.put.constant([-1, width(value)]))
-        return self.put("Reshape", self.put("Gather", flat, self.places), self._shape(width(value)))
+        """(B, L, E) → (1, N, E), (B, L) → (1, N), (L, E) → (1, N, E); (B, L, …) where nothing is packed."""
+        if value.dtype != ir.DataType.FLOAT:
+            flat = self.put("Reshape", value, self.put.constant([-1]))
+            return self.put("Reshape", self.put("Gather", flat, self.places), self._shape())
+        if value.shape is not None and len(value.shape) == 2:
+            length = self.put("Gather", self.size, self.put.constant([1]))
+            found = self.put("Gather", value, self.put("Mod", self.places, length))
+        else:
+            found = self.put("Gather", self.put("Reshape", value, self.put.constant([-1, width(value)])), self.places)
+        return self.put("Reshape", found, self._shape(width(value)))
 
-    def _shape(self, width: int) -> ir.Value:
-        if width not in self.shapes:
-            rectangle = self.put("Concat", self.size, self.put.constant([width]), axis=0)
-            self.shapes[width] = self.put("Where", self.whole, rectangle, self.put.constant([1, -1, width]))
-        return self.shapes[width]
+    def _shape(self, *widths: int) -> ir.Value:
+        """Of what is packed: (1, N, …), or (B, L, …) where nothing is."""
+        if widths not in self.shapes:
+            rectangle = self.size
+            if widths:
+                rectangle = self.put("Concat", self.size, self.put.constant(list(widths)), axis=0)
+            packed = self.put.constant([1, -1, *widths])
+            self.shapes[widths] = self.put("Where", self.whole, rectangle, packed)
+        return self.shapes[widths]
 
     def unpacked(self, value: ir.Value) -> ir.Value:
         """(1, N, E) → (B, L, E)"""
