@@ -21,6 +21,7 @@ from isoformer.export.by_token import width
 from isoformer.export.key_scale import product_of
 
 GROUPS = 2
+_SWAP = (0, 2, 1, 3)
 TOKENS, WIDTH = 32, 16  # what the real tokens and a rectangle's width are rounded up to
 
 
@@ -154,17 +155,35 @@ class _Packing:
 
     def attention(self, node: ir.Node) -> ir.Value:
         """The node's attention, of packed queries, keys and values: (1, N, E), each group's in a rectangle."""
-        put, attributes = self.put, {name: attribute.value for name, attribute in node.attributes.items()}
-        inputs = [value for value in node.inputs[:3] if value is not None]
-        flat = [put("Reshape", value, put.constant([-1, width(value)])) for value in inputs]
+        put, kv_heads = self.put, node.attributes["kv_num_heads"].as_int()
+        heads = (node.attributes["q_num_heads"].as_int(), kv_heads, kv_heads)
+        attributes = {name: attribute.value for name, attribute in node.attributes.items() if "num_heads" not in name}
+        columns = width(node.outputs[0])
         results = []
         for places, mask in self.groups:
-            own = []
-            for tokens, value in zip(flat, inputs, strict=True):
-                found = put("Gather", tokens, places)
-                found.type, found.shape = value.type, ir.Shape([None, None, width(value)])
-                own.append(found)
-            result = put("Attention", *own, mask, **attributes)
-            result.type, result.shape = node.outputs[0].type, ir.Shape([None, None, width(node.outputs[0])])
-            results.append(put("Reshape", result, put.constant([-1, width(result)])))
+            query, key, value = (
+                self._heads(x, count, places, by_head=x is node.inputs[1])
+                for x, count in zip(node.inputs[:3], heads, strict=True)
+                if x is not None
+            )
+            result = put("Attention", query, key, value, mask, **attributes)
+            result.type, result.shape = query.type, ir.Shape([None, heads[0], None, columns // heads[0]])
+            results.append(put("Reshape", put("Transpose", result, perm=_SWAP), put.constant([-1, columns])))
         return self._alone(put("Gather", put("Concat", *results, axis=0), self.results))
+
+    def _heads(self, x: ir.Value, heads: int, places: ir.Value, *, by_head: bool) -> ir.Value:
+        """(1, N, E) → (b, heads, width, E / heads), a group's.
+
+        by_head: gathered head by head, for keys: OpenVINO fuses the Transpose of queries and values into attention, and
+        would run that of keys by itself.
+        """
+        put, size = self.put, width(x) // heads
+        if by_head:
+            first = put("Mul", put("Unsqueeze", places, put.constant([1])), put.constant([heads]))  # (b, 1, width)
+            rows = put("Add", first, put.constant(np.arange(heads).reshape(1, heads, 1)))
+            found = put("Gather", put("Reshape", x, put.constant([-1, size])), rows)
+        else:
+            rows = put("Gather", put("Reshape", x, put.constant([-1, width(x)])), places)  # (b, width, E)
+            found = put("Transpose", put("Reshape", rows, put.constant([0, 0, heads, size])), perm=_SWAP)
+        found.type, found.shape = x.type, ir.Shape([None, heads, None, size])
+        return found
