@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from isoformer.runtime import load, session
+from isoformer.runtime.by_shape import ByShape
 from isoformer.runtime.tune.inputs import inputs_of
-from isoformer.runtime.tuning import Choice, Record, Shape
+from isoformer.runtime.tuning import Choice, Shape
 
 LONG, SHORT = Shape(1, 128, 128), Shape(1, 16, 16)
 
@@ -25,12 +26,12 @@ LONG, SHORT = Shape(1, 128, 128), Shape(1, 16, 16)
 def measure(package: Path, one: str, other: str, runs: int, *, stop: bool) -> dict[str, float]:
     """Median milliseconds of the first in turn with the other, of the other, and of the first alone."""
     loaded = load(package)
-    record = Record(table={LONG: Choice(one), SHORT: Choice(other)})
+    table = {LONG: Choice(one), SHORT: Choice(other)}
     if stop:
-        both = session.Session(loaded, record=record)
+        both = session.Session(loaded, chooser=ByShape(loaded.signature, table))
         run = dict.fromkeys((LONG, SHORT), both.run)
     else:
-        run = {shape: session.Session(loaded, **choice.options()).run for shape, choice in record.table.items()}
+        run = {shape: session.Session(loaded, **choice.options()).run for shape, choice in table.items()}
     inputs = {shape: inputs_of(loaded.signature, shape) for shape in run}
     times: dict[str, list[float]] = {"in_turn_ms": [], "other_ms": [], "alone_ms": []}
     for name, shape in [("in_turn_ms", LONG), ("other_ms", SHORT)] * runs + [("alone_ms", LONG)] * runs:

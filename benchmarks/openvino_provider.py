@@ -43,12 +43,15 @@ def make_inputs(batch: int, length: int, real: int) -> Inputs:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
-def ours(folder: Path, precision: str, cut: bool, provider: Any = "openvino") -> Run:
-    from isoformer.runtime import Session, batching
+def ours(folder: Path, precision: str, whole: bool = False, provider: Any = "openvino") -> Run:
+    """whole: rectangles throughout, where a batch with padding has a graph of its own."""
+    from isoformer.runtime import Session
 
-    session, outputs = Session.fastest(folder, provider, precision=precision), ["sentence_embedding"]
-    if cut:
-        return lambda inputs: batching.run(session, inputs, outputs)["sentence_embedding"]
+    outputs = ["sentence_embedding"]
+    if whole:
+        session = Session(folder, provider, variant=f"{provider}-{precision}")
+    else:
+        session = Session.fastest(folder, provider, precision=precision)
     return lambda inputs: session.run(inputs, outputs)["sentence_embedding"]
 
 
@@ -108,10 +111,10 @@ def ctranslate2_int8(folder: Path) -> Run:
 
 # name → whether it is a peer's, and what opens it
 ENGINES: dict[str, tuple[bool, Callable[[Path], Run]]] = {
-    "isoformer-cpu-float32": (False, lambda folder: ours(folder, "float32", False, "cpu")),
-    "isoformer-float32": (False, lambda folder: ours(folder, "float32", True)),
-    "isoformer-bfloat16": (False, lambda folder: ours(folder, "bfloat16", True)),
-    "isoformer-bfloat16-whole": (False, lambda folder: ours(folder, "bfloat16", False)),
+    "isoformer-cpu-float32": (False, lambda folder: ours(folder, "float32", provider="cpu")),
+    "isoformer-float32": (False, lambda folder: ours(folder, "float32")),
+    "isoformer-bfloat16": (False, lambda folder: ours(folder, "bfloat16")),
+    "isoformer-bfloat16-whole": (False, lambda folder: ours(folder, "bfloat16", whole=True)),
     "openvino-float32": (True, lambda folder: openvino_alone(folder, "float.xml", "f32")),
     "openvino-bfloat16": (True, lambda folder: openvino_alone(folder, "float.xml", "bf16")),
     "openvino-int8": (True, lambda folder: openvino_alone(folder, "int8.xml", "f32")),

@@ -1,6 +1,4 @@
-"""What passes over a graph have in common: constants in and out of it, and nodes that are put in order later."""
-
-from typing import Any
+"""What passes over a graph have in common: constants in and out of it, nodes taken out and replaced."""
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +12,21 @@ def array(value: ir.Value | None) -> np.ndarray:
     return value.const_value.numpy()
 
 
+def constant_rank(value: ir.Value | None) -> int | None:
+    """The rank of a constant, or of what is made of constants: a tied head's transpose, some of its columns,
+    columns that are scaled. None for anything else.
+    """
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return len(value.const_value.shape)
+    producer = value.producer()
+    if producer is None or producer.op_type not in ("Transpose", "Mul", "Slice"):
+        return None
+    others = (constant_rank(other) for other in producer.inputs[1:])
+    return None if None in others else constant_rank(producer.inputs[0])
+
+
 def initializer(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
     """A constant that the graph gets, under a name that it does not have yet."""
     tensor = ir.tensor(np.ascontiguousarray(values) if values.ndim else values, name=name)
@@ -25,36 +38,6 @@ def initializer(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
 def remove_unused(model: ir.Model) -> bool:
     """Takes out nodes and constants that nothing uses; whether there were any."""
     return RemoveUnusedNodesPass()(model).modified
-
-
-class Builder:
-    """Nodes at the end of a graph, to be sorted later, and constants that they share; names begin with `prefix`."""
-
-    def __init__(self, graph: ir.Graph, prefix: str) -> None:
-        self.graph, self.prefix = graph, prefix
-        self.count = 0
-        self.constants: dict[tuple, ir.Value] = {}
-
-    def __call__(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        """The one output of a new node."""
-        return self.several(kind, 1, *inputs, **attributes)[0]
-
-    def several(self, kind: str, outputs: int, *inputs: ir.Value, **attributes: Any) -> list[ir.Value]:
-        """The outputs of a new node."""
-        name = f"{self.prefix}.{self.count}.{kind}"
-        node = ir.node(kind, list(inputs), attributes=attributes, num_outputs=outputs, name=name)
-        for number, output in enumerate(node.outputs):
-            output.name = name if outputs == 1 else f"{name}.{number}"
-        self.graph.append(node)
-        self.count += 1
-        return list(node.outputs)
-
-    def constant(self, value: Any) -> ir.Value:
-        values = np.asarray(value)
-        key = (values.dtype, values.shape, values.tobytes())
-        if key not in self.constants:
-            self.constants[key] = initializer(self.graph, f"{self.prefix}.constant.{len(self.constants)}", values)
-        return self.constants[key]
 
 
 def take_over(node: ir.Node, results: list[ir.Value]) -> None:

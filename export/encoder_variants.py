@@ -104,7 +104,9 @@ def make(
     entry["gate"] = gate(task or {}, plain, exact, low, texts)
     entry["tolerances"] = tolerances(low, evidence, zero)
     if zero:
-        entry |= _golden(zero, evidence, {output: one["absolute"] for output, one in entry["tolerances"].items()})
+        entry |= golden_records(
+            zero, evidence, {output: one["absolute"] for output, one in entry["tolerances"].items()}
+        )
     keep(made, folder, name, entry, [])
     progress(name, 2, 2)
     return made
@@ -119,7 +121,7 @@ def _keep_padding_free(made: Made, folder: Path, open_: Callable[..., Session], 
     entry = described("float32", "none") | {"zero_at_padding": zero, "tolerances": evidence.tolerances}
     path = file_of(folder, entry)
     ir.save(graph, path)
-    comparisons = list(_compared(open_("cpu-float32", entry), zero, evidence))
+    comparisons = list(compared("onnxruntime cpu-float32", open_("cpu-float32", entry), zero, evidence))
     wrong = next((comparison for comparison in comparisons if not comparison.passed), None)
     if wrong is not None:
         shutil.rmtree(path.parent.parent)
@@ -129,7 +131,7 @@ def _keep_padding_free(made: Made, folder: Path, open_: Callable[..., Session], 
     made.comparisons += comparisons
     if zero:
         _write_golden(folder, open_(None).signature, zero, evidence)
-        entry |= _golden(zero, evidence)
+        entry |= golden_records(zero, evidence)
 
 
 def _write_golden(folder: Path, signature: RuntimeSignature, zero: Sequence[str], evidence: Evidence) -> None:
@@ -140,7 +142,7 @@ def _write_golden(folder: Path, signature: RuntimeSignature, zero: Sequence[str]
         golden.save(target, "output", signature.outputs, padding.without(signature, zero, inputs, outputs))
 
 
-def _golden(zero: Sequence[str], evidence: Evidence, allowed: dict[str, float] | None = None) -> dict[str, Any]:
+def golden_records(zero: Sequence[str], evidence: Evidence, allowed: dict[str, float] | None = None) -> dict[str, Any]:
     """The variant's records of its golden vectors, with the canonical graph's bounds unless it is allowed others."""
     found = {}
     for number, case in enumerate(evidence.golden):
@@ -153,8 +155,8 @@ def _golden(zero: Sequence[str], evidence: Evidence, allowed: dict[str, float] |
     return {"zero_at_padding": list(zero), "golden": found, "golden_cases": cases}
 
 
-def _compared(session: Session, zero: Sequence[str], evidence: Evidence) -> Iterator[Comparison]:
-    """The variant beside the float64 reference: the kept values of every case, within the canonical graph's bounds."""
+def compared(runtime: str, session: Session, zero: Sequence[str], evidence: Evidence) -> Iterator[Comparison]:
+    """A variant beside the float64 reference: the kept values of every case, within the canonical graph's bounds."""
     signature = session.signature
     for case, inputs, expected in grid_cases(signature, evidence):
         outputs = comparable(signature, session.run(inputs))
@@ -164,7 +166,7 @@ def _compared(session: Session, zero: Sequence[str], evidence: Evidence) -> Iter
                 finite = np.isfinite(value).all()
                 value = value.reshape(-1)[sample_indices(value.size)] if finite else np.full_like(reference, np.nan)
             bound = evidence.grid[case][name]["bound"]
-            yield compare("onnxruntime cpu-float32", "grid", case, name, value, reference, bound)
+            yield compare(runtime, "grid", case, name, value, reference, bound)
 
 
 def gate(

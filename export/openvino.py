@@ -1,10 +1,14 @@
-"""openvino-float32 and openvino-bfloat16: one graph for OpenVINO's provider, in the precisions that it computes in.
+"""Graphs for OpenVINO's provider, each for the precisions that it computes in.
 
-The graph is the canonical one with attention taken apart, and reads its file of weights. It is held to the float64
-reference here, on the CPU provider, within the canonical graph's bounds; `isoformer verify --provider openvino` does it
-again where the plugin is. bfloat16 may be off by a few times what PyTorch is in bfloat16.
+openvino-float32, openvino-bfloat16                  the canonical graph with attention taken apart
+openvino-float32-padded, openvino-bfloat16-padded    on real tokens besides, see `packed`: for batches with padding
+
+They read the canonical graph's file of weights. They are held to the float64 reference here, on the CPU provider,
+within the canonical graph's bounds; `isoformer verify --provider openvino` does it again where the plugin is. bfloat16
+may be off by a few times what PyTorch is in bfloat16.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,60 +16,82 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from isoformer.export import taken_apart
+from isoformer.export import key_scale, packed, taken_apart
+from isoformer.export.encoder_variants import compared, golden_records
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress, torch_runner
 from isoformer.export.variants import Made
 from isoformer.models.signature import Signature
 from isoformer.runtime.onnx_file import operators
-from isoformer.runtime.package import MODEL, VARIANTS, Package
+from isoformer.runtime.package import MODEL, PADDED, VARIANTS, Package
 from isoformer.runtime.package import Signature as RuntimeSignature
-from isoformer.runtime.parity import FACTOR, comparable, compare, largest_error, sample_indices
+from isoformer.runtime.parity import FACTOR, comparable, largest_error
 from isoformer.runtime.session import Session
 
 PROVIDER = "openvino"
-NAME = f"{PROVIDER}-float32"
 
 
 def make(
     folder: Path, model: nn.Module, signature: Signature, evidence: Evidence, made: Made, progress: Progress
 ) -> None:
-    """Writes the graph below variants/ and adds it to `made`, and its comparisons to the evidence.
+    """Writes the graphs below variants/ and adds them to `made`, and their comparisons to the evidence.
 
-    Raises ExportError for a model that is no encoder, and when an answer differs.
+    The second is for a model that has a padding-free form, whose golden vectors it shares. Raises ExportError for a
+    model that is no encoder, and when an answer differs.
     """
+    plain = RuntimeSignature.read(signature.to_dict())
+    bounds = {"float32": evidence.tolerances, "bfloat16": _bfloat16(model, signature, plain, evidence)}
+    _write(folder, "", None, bounds, plain, evidence, made, progress)
+    if "cpu-float32" in made.variants:
+        zero = made.variants["cpu-float32"]["zero_at_padding"]
+        _write(folder, PADDED, zero, bounds, plain, evidence, made, progress)
+
+
+def _write(
+    folder: Path,
+    suffix: str,
+    zero: Sequence[str] | None,
+    bounds: dict[str, dict[str, Any]],
+    signature: RuntimeSignature,
+    evidence: Evidence,
+    made: Made,
+    progress: Progress,
+) -> None:
+    """One graph, and its variants, of a precision each.
+
+    zero: None of the graph for whole rectangles, else the packed one's outputs that are 0 at padding. bounds: of each
+    precision the tolerances of the outputs.
+    """
+    name = f"{PROVIDER}-float32{suffix}"
     graph = ir.load(folder / f"{MODEL}.onnx")
+    key_scale.apply(graph)
+    if zero is not None:
+        packed.apply(graph)
     if not taken_apart.apply(graph):
         raise ExportError("a graph for OpenVINO is made from Attention, which this one does not have (--opset 23)")
-    entry: dict[str, Any] = {"path": f"{VARIANTS}/{NAME}/{MODEL}.onnx", "provider": PROVIDER, "cache": "plain"}
+    entry: dict[str, Any] = {"path": f"{VARIANTS}/{name}/{MODEL}.onnx", "provider": PROVIDER, "cache": "plain"}
     path = folder / entry["path"]
     path.parent.mkdir(parents=True)
     ir.save(graph, path)
     entry |= {"decoding": {}, "operators": dict(sorted(operators(path).items()))}
-    plain = RuntimeSignature.read(signature.to_dict())
+    if zero is not None:
+        entry |= {"padded": True, "zero_at_padding": list(zero)}
     on_cpu = {"cpu": entry | {"provider": "cpu", "precision": "float32"}}
-    _compare(Session(Package(folder, {"variants": on_cpu}, plain), variant="cpu"), plain, evidence, progress)
-    for precision, tolerances in (
-        ("float32", evidence.tolerances),
-        ("bfloat16", _bfloat16(model, signature, plain, evidence)),
-    ):
-        made.variants[f"{PROVIDER}-{precision}"] = entry | {"precision": precision, "tolerances": tolerances}
+    session = Session(Package(folder, {"variants": on_cpu}, signature), variant="cpu")
+    _compare(name, session, zero or [], evidence, progress)
+    for precision, tolerances in bounds.items():
+        found = entry | {"precision": precision, "tolerances": tolerances}
+        if zero:
+            found |= golden_records(zero, evidence, {name: one["absolute"] for name, one in tolerances.items()})
+        made.variants[f"{PROVIDER}-{precision}{suffix}"] = found
 
 
-def _compare(session: Session, signature: RuntimeSignature, evidence: Evidence, progress: Progress) -> None:
+def _compare(name: str, session: Session, zero: Sequence[str], evidence: Evidence, progress: Progress) -> None:
     """Adds the grid's comparisons to the evidence."""
-    for number, (case, records) in enumerate(evidence.grid.items()):
-        progress(NAME, number, len(evidence.grid))
-        inputs = {
-            spec.name: evidence.grid_arrays[f"{case}/{spec.name}"].astype(spec.dtype) for spec in signature.inputs
-        }
-        for name, value in comparable(signature, session.run(inputs)).items():
-            reference = evidence.grid_arrays[f"{case}/{name}"]
-            if reference.shape != value.shape:
-                value = value.reshape(-1)[sample_indices(value.size)]
-            runtime = f"{NAME} on onnxruntime cpu"
-            evidence.comparisons.append(compare(runtime, "grid", case, name, value, reference, records[name]["bound"]))
-    progress(NAME, len(evidence.grid), len(evidence.grid))
+    for number, comparison in enumerate(compared(f"{name} on onnxruntime cpu", session, zero, evidence)):
+        progress(name, min(number, len(evidence.grid) - 1), len(evidence.grid))
+        evidence.comparisons.append(comparison)
+    progress(name, len(evidence.grid), len(evidence.grid))
 
 
 def _bfloat16(

@@ -21,7 +21,8 @@ import numpy as np
 import onnx_ir as ir
 
 from isoformer.export import shared_cache
-from isoformer.export.edit import Builder, initializer, remove_unused, take_over
+from isoformer.export.build import Build
+from isoformer.export.edit import initializer, remove_unused, take_over
 from isoformer.export.errors import ExportError
 
 # Of a score that is masked: exp of it is exactly 0.
@@ -88,7 +89,7 @@ def _counts(node: ir.Node) -> bool:
     return all(value is not None and value.dtype is not None and value.dtype.is_integer() for value in node.inputs)
 
 
-class _Build(Builder):
+class _Build(Build):
     """What each operator becomes; `ways` by its name."""
 
     def __init__(self, graph: ir.Graph, max_positions: int) -> None:
@@ -157,8 +158,8 @@ class _Build(Builder):
         if turned := attributes.get("rotary_embedding_dim"):
             width = _width(node) // (heads if rank == 3 and heads else 1)
             if turned < width:
-                x, rest = self.several("Split", 2, x, self.constant([turned, width - turned]), axis=-1)
-        left, right = self.several("Split", 2, x, self.constant([half, half]), axis=-1)
+                x, rest = self.several(2, "Split", x, self.constant([turned, width - turned]), axis=-1)
+        left, right = self.several(2, "Split", x, self.constant([half, half]), axis=-1)
         swapped = self("Concat", right, left, axis=-1)
         result = self("Add", self("Mul", x, c), self("Mul", swapped, s))
         if rest is not None:
@@ -169,11 +170,11 @@ class _Build(Builder):
         """C = cos, cos and S = -sin, sin of every token, with an axis for the heads; from tables in the graph."""
         key = cos, sin, axis
         if key not in self.tables:
-            c, s = (shared_cache.table(self.graph, value, self.max_positions) for value in (cos, sin))
-            ids = next(value for value in self.graph.inputs if value.name == "position_ids")
+            c, s = (shared_cache.table(self.whole, value, self.max_positions) for value in (cos, sin))
+            ids = next(value for value in self.whole.inputs if value.name == "position_ids")
             self.tables[key] = []
             for name, values in (("C", np.concatenate([c, c], -1)), ("S", np.concatenate([-s, s], -1))):
-                table = initializer(self.graph, f"{self.prefix}.{name}.{axis}", values)
+                table = initializer(self.whole, f"{self.name}.{name}.{axis}", values)
                 rows = self("Gather", table, ids, axis=0)  # (B, L, D)
                 self.tables[key].append(self("Unsqueeze", rows, self.constant([axis])))
         return self.tables[key]

@@ -10,7 +10,8 @@ names, so that a graph may read the canonical one's file. docs/decisions/openvin
 import numpy as np
 import onnx_ir as ir
 
-from isoformer.export.edit import Builder, remove_unused, take_over
+from isoformer.export.build import Build
+from isoformer.export.edit import remove_unused
 from isoformer.export.errors import ExportError
 
 # Below every score, and finite in bfloat16 too, where the lowest float32 is not.
@@ -29,7 +30,13 @@ def apply(model: ir.Model) -> int:
     masks: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for node in layers:
         _refuse(node)
-        take_over(node, [build.attention(node, masks)])
+        old = node.outputs[0]
+        result = build.attention(node, masks)
+        result.type, result.shape = old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+        name = old.name
+        graph.remove(node, safe=True)
+        result.name = name
     if layers:
         _end_with_a_product(graph, build)
     remove_unused(model)
@@ -49,7 +56,7 @@ def _refuse(node: ir.Node) -> None:
         raise ExportError("a graph for OpenVINO is for encoders: attention without a cache, a soft cap or its scores")
 
 
-def _end_with_a_product(graph: ir.Graph, build: "_Build") -> None:
+def _end_with_a_product(graph: ir.Graph, build: Build) -> None:
     """Puts a product with the identity behind a norm that is an output.
 
     OpenVINO leaves in float32 whatever stands between an output and the products before it, and along the residual
@@ -59,11 +66,8 @@ def _end_with_a_product(graph: ir.Graph, build: "_Build") -> None:
         node, width = value.producer(), value.shape[-1] if value.shape is not None and len(value.shape) == 3 else None
         if node is None or node.op_type not in ("LayerNormalization", "RMSNormalization") or not isinstance(width, int):
             continue
-        size = np.gcd(width, 32)
         uses, name = list(value.uses()), value.name
-        parts = build("Reshape", value, build.constant([0, 0, width // size, size]))
-        product = build("MatMul", parts, build.constant(np.eye(size, dtype=np.float32)))
-        whole = build("Reshape", product, build.constant([0, 0, width]))
+        whole = through_identity(build, value, width)
         for use in uses:
             use.node.replace_input_with(use.idx, whole)
         graph.outputs[index] = whole
@@ -71,8 +75,16 @@ def _end_with_a_product(graph: ir.Graph, build: "_Build") -> None:
         value.name, whole.name = f"{name}.norm", name
 
 
-class _Build(Builder):
-    """Attention in plain operators."""
+def through_identity(build: Build, value: ir.Value, width: int) -> ir.Value:
+    """(B, L, width) times the identity, in pieces of 32 columns at most."""
+    size = np.gcd(width, 32)
+    parts = build("Reshape", value, build.constant([0, 0, width // size, size]))
+    product = build("MatMul", parts, build.constant(np.eye(size, dtype=np.float32)))
+    return build("Reshape", product, build.constant([0, 0, width]))
+
+
+class _Build(Build):
+    """The nodes of attention."""
 
     def attention(self, node: ir.Node, masks: dict[ir.Value, tuple[ir.Value, ir.Value]]) -> ir.Value:
         """The node's output. masks: bias and seen of the masks that were met already."""
@@ -95,7 +107,8 @@ class _Build(Builder):
             times = heads // kv_heads
             key, value = self._repeated(key, times, heads, head_dim), self._repeated(value, times, heads, value_dim)
         scores = self("MatMul", query, self("Transpose", key, perm=(0, 1, 3, 2)))  # (B, H, Lq, Lk)
-        scores = self("Mul", scores, self.constant(np.float32(scale)))
+        if scale != 1:
+            scores = self("Mul", scores, self.constant(np.float32(scale)))
         mask, seen = node.inputs[3] if len(node.inputs) > 3 else None, None
         if mask is not None:
             if mask not in masks:

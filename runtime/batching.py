@@ -28,14 +28,16 @@ def plan(
     order = np.argsort(lengths, kind="stable")
     widths = np.asarray(lengths, np.float64)[order]
     count, most_rows = len(order), most_rows or len(order)
-    tokens, alone = (np.concatenate(([0.0], np.cumsum(values))) for values in (widths, cost.of(widths)))
+    tokens, squares = (np.concatenate(([0.0], np.cumsum(values))) for values in (widths, widths**2))
     rows = np.arange(1, min(most_rows, count) + 1)
     # Sorted sequences are cut into runs: a group that skipped one could exchange it and would be no dearer.
     best, start = np.zeros(count + 1), [0] * (count + 1)
     for end in range(1, count + 1):
         begins = end - rows[:end]  # from the last place on
         if cost.packed:
-            own = cost.call + alone[end] - alone[begins] + cost.crowd * (tokens[end] - tokens[begins]) ** 2
+            real = tokens[end] - tokens[begins]
+            own = cost.call + real + cost.crowd * real**2
+            own += cost.pair * (_halves(widths, begins, end) if cost.halves else squares[end] - squares[begins])
         else:
             own = cost(rows[:end], int(widths[end - 1]))
         totals = best[begins] + own
@@ -48,6 +50,12 @@ def plan(
         groups.append(order[start[end] : end])
         end = start[end]
     return groups[::-1]
+
+
+def _halves(widths: np.ndarray, begins: np.ndarray, end: int) -> np.ndarray:
+    """Pairs of tokens in two rectangles, of the shorter half of widths[begin:end] and of the longer, for each begin."""
+    short = (end - begins) // 2
+    return (end - begins - short) * widths[end - 1] ** 2 + short * widths[begins + np.maximum(short, 1) - 1] ** 2
 
 
 def run(

@@ -1,13 +1,45 @@
-"""Which graph runs a batch: the one that was the fastest at the most similar batch that was measured."""
+"""Which graph runs a batch: the one that was the fastest at the most similar batch that was measured.
+
+Where nothing was measured, a package may have a graph for batches with padding beside the one for those without.
+"""
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
 from isoformer.runtime.cases import BATCH_AXIS
 from isoformer.runtime.package import Signature, TensorSpec
 from isoformer.runtime.tuning import Choice, Shape
+
+# What a graph on real tokens costs more than one on whole rectangles, in tokens, and as a share of the batch.
+CALL, SHARE = 32, 1 / 16
+
+
+class Chooser(Protocol):
+    """Says which graph runs a batch. first: the one that is opened at once."""
+
+    first: Choice
+
+    def choose(self, feeds: Mapping[str, np.ndarray]) -> Choice:
+        """The choice for these inputs, which have been checked."""
+        ...
+
+
+class ByPadding:
+    """One graph for batches with little padding, and another, on real tokens only, for the rest."""
+
+    def __init__(self, signature: Signature, whole: Choice, padded: Choice) -> None:
+        self.first, self._padded = whole, padded
+        self._mask = key_mask(signature)
+
+    def choose(self, feeds: Mapping[str, np.ndarray]) -> Choice:
+        """The choice for these inputs, which have been checked."""
+        if self._mask is None or self._mask.kind == "lengths":
+            return self.first
+        mask = feeds[self._mask.name]
+        return self._padded if mask.size - np.count_nonzero(mask) > CALL + SHARE * mask.size else self.first
 
 
 class ByShape:
@@ -20,6 +52,7 @@ class ByShape:
 
     def __init__(self, signature: Signature, table: Mapping[Shape, Choice]) -> None:
         self._table = dict(table)
+        self.first = next(iter(self._table.values()))
         self._known: dict[tuple[int, int, int], Choice] = {}
         self._mask = key_mask(signature)
         # A mask that may be left out is in the feeds all the same, since the session fills in defaults.

@@ -15,8 +15,8 @@ class Cost:
 
     call: of every run, whatever its size. pair: of one query and one key. step: widths are rounded up to multiples of
     it, where a shape that was not seen before costs time of its own. packed: padding costs nothing, so only the real
-    tokens of a rectangle count. crowd: of any two tokens of one run, since what large batches compute leaves the
-    caches.
+    tokens of a rectangle count. halves: of `packed`, but attention has a rectangle for the longer half of the sequences
+    and one for the shorter. crowd: of any two tokens of one run, since what large batches compute leaves the caches.
     """
 
     call: float = 50.0
@@ -24,6 +24,7 @@ class Cost:
     step: int = 1
     packed: bool = False
     crowd: float = 0.0
+    halves: bool = False
 
     def width(self, length: int) -> int:
         """How wide a rectangle is whose longest sequence is of that length."""
@@ -34,10 +35,6 @@ class Cost:
         width = self.width(length)
         tokens = rows * width
         return self.call + tokens * (1 + self.pair * width + self.crowd * tokens)
-
-    def of(self, lengths: np.ndarray) -> np.ndarray:
-        """Of each sequence, without the call and the crowd: (n,) lengths → (n,)."""
-        return lengths * (1 + self.pair * lengths)
 
     @classmethod
     def fitted(cls, times: Mapping[tuple[int, int], float]) -> "Cost":
@@ -87,6 +84,9 @@ def _least_squares(terms: np.ndarray) -> np.ndarray:
 
 # From MiniLM's times on two cores, see docs/decisions/openvino.md; others are taken to be like OpenVINO.
 COSTS = {"cpu": Cost(call=16.0, pair=1 / 4700), "openvino": Cost(step=32)}
+
+# Of OpenVINO's graph on real tokens.
+PACKED = Cost(step=16, packed=True, halves=True)
 
 
 def cost_on(provider: str) -> Cost:

@@ -105,6 +105,7 @@ VARIANT = record(
         "golden_cases": mapped(text),
         "tolerances": TOLERANCES,
         "zero_at_padding": listed(name, MAX_TENSORS),
+        "padded": flag,
         "gate": MEASURES,
         "reproducible": flag,
     },

@@ -26,6 +26,7 @@ MAX_GRAPHS = 100
 MAX_ENTRIES = 100_000  # files and folders below the package's
 SCHEMA = 1
 VARIANTS = "variants"
+PADDED = "-padded"  # ends the name of the variant that takes the batches with padding of the one before
 
 
 @dataclass(frozen=True)

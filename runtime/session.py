@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from isoformer.runtime import tuning
-from isoformer.runtime.by_shape import ByShape
+from isoformer.runtime.by_shape import ByPadding, ByShape, Chooser
 from isoformer.runtime.checks import SeenShapes
-from isoformer.runtime.cost import cost_on
+from isoformer.runtime.cost import PACKED, cost_on
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
-from isoformer.runtime.package import Package, TensorSpec, load
+from isoformer.runtime.package import PADDED, Package, TensorSpec, load
 from isoformer.runtime.providers import ProviderName, open_session
 from isoformer.runtime.subnormals import flushed
+from isoformer.runtime.tuning import Choice
 
 ORT_TYPES = {
     "tensor(bool)": "bool",
@@ -38,7 +39,7 @@ class Session:
     leaves the choice to ONNX Runtime (one a core). variant: another graph of the same model, by its name in
     `Package.variants`; see `fastest`. spinning: threads that wait for work keep their cores busy, which is faster
     unless something else needs these. fusions: also the graph optimizers that are off for being slower mostly.
-    record: what `isoformer tune` found, to choose the graph by each batch; the other settings are then its own.
+    chooser: of the graph by each batch; the other settings are then its own.
 
     cost: what a batch costs here, by which lists of texts are cut into batches.
 
@@ -55,7 +56,7 @@ class Session:
         variant: str | None = None,
         spinning: bool = True,
         fusions: bool = False,
-        record: tuning.Record | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; it must be at least 1")
@@ -75,8 +76,8 @@ class Session:
         if variant is not None and self.package.variant(variant)["provider"] != provider:
             raise InputError(f"{variant} is for {self.package.variant(variant)['provider']}, not for {provider}")
         self.shared_cache = variant is not None and self.package.variant(variant)["cache"] == "shared"
-        self._by_shape = None if record is None else _Opened(self.package, provider, record)
-        # onnxruntime's InferenceSession; where the graph is chosen by shape, that of the first one measured
+        self._by_shape = None if chooser is None else _Opened(self.package, provider, chooser)
+        # onnxruntime's InferenceSession; where the graph is chosen by each batch, that of the first choice
         if self._by_shape is None:
             self.inference = _open(self.package, provider, threads, variant, spinning=spinning, fusions=fusions)
         else:
@@ -93,6 +94,7 @@ class Session:
     ) -> "Session":
         """The session of the package's fastest graph of a precision, by default the one it was exported for.
 
+        Where a package has a graph for batches with padding besides, as those for OpenVINO do, these run in it.
         Where `isoformer tune` has measured this machine, each batch runs in the graph that was the fastest at the most
         similar batch that was measured, of at least that precision; a graph is opened when the first batch needs it,
         and then holds its own weights in memory. Without that, or with `threads`, it is the precision's variant.
@@ -103,9 +105,14 @@ class Session:
         package = path if isinstance(path, Package) else load(path)
         record = None if threads is not None else tuning.in_use(package, provider, precision)
         if record is None:
-            return cls(package, provider, threads=threads, variant=package.fastest(provider, precision))
-        several = record if len(record.choices) > 1 else None
-        session = cls(package, provider, **record.choices[0].options(), record=several)
+            name = package.fastest(provider, precision)
+            chooser = _by_padding(package, name, threads)
+            session = cls(package, provider, threads=threads, variant=name, chooser=chooser)
+            if chooser is not None:
+                session.cost = PACKED
+            return session
+        several = ByShape(package.signature, record.table) if len(record.choices) > 1 else None
+        session = cls(package, provider, **record.choices[0].options(), chooser=several)
         session.cost = record.cost or session.cost
         return session
 
@@ -151,19 +158,27 @@ class Session:
         del self.inference, self._by_shape
 
 
-class _Opened:
-    """The graphs that a table names for the shapes that came so far."""
+def _by_padding(package: Package, variant: str | None, threads: int | None) -> ByPadding | None:
+    """What sends batches with padding to a graph of their own, None where the variant has none."""
+    padded = f"{variant}{PADDED}"
+    if padded not in package.variants:
+        return None
+    return ByPadding(package.signature, *(Choice(name, threads or 0) for name in (str(variant), padded)))
 
-    def __init__(self, package: Package, provider: str, record: tuning.Record) -> None:
+
+class _Opened:
+    """The graphs that were chosen for the batches that came so far."""
+
+    def __init__(self, package: Package, provider: str, chooser: Chooser) -> None:
         self._package, self._provider = package, provider
-        self._by_shape = ByShape(package.signature, record.table)
+        self._chooser = chooser
         self._sessions: dict[tuning.Choice, Any] = {}
         self._lock = Lock()
-        self.first = self._open(record.choices[0])
+        self.first = self._open(chooser.first)
 
     def inference(self, feeds: Mapping[str, np.ndarray]) -> Any:
         """The InferenceSession for these inputs."""
-        choice = self._by_shape.choose(feeds)
+        choice = self._chooser.choose(feeds)
         return self._sessions.get(choice) or self._open(choice)
 
     def _open(self, choice: tuning.Choice) -> Any:

@@ -129,6 +129,7 @@ def _above_0(value: Any, where: str) -> None:
 
 COST = record(
     {"call": _at_least_0, "pair": _at_least_0, "step": whole(1, 2**20), "packed": flag, "crowd": _at_least_0},
+    {"halves": flag},
     closed=True,
 )
 ROUND = record(

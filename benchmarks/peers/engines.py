@@ -72,7 +72,7 @@ PEERS = (
 def ours(package: Package) -> list[Engine]:
     """The package's canonical graph, in isoformer's Session and in a plain one, and every variant that `run` takes.
 
-    Those for OpenVINO twice: as they are, and with the batch cut into rectangles (`runtime.batching`), as tasks do it.
+    Those for OpenVINO by `Session.fastest`, which takes the one for padding where there is some.
     """
     path = str(package.path.resolve())
     found = [
@@ -80,15 +80,16 @@ def ours(package: Package) -> list[Engine]:
         Engine("onnxruntime-plain", "its graph, plain ONNX Runtime", "onnxruntime", f"{path}/model.onnx", ours=True),
     ]
     for name, variant in package.variants.items():
-        if variant["cache"] == "shared":
+        if variant["cache"] == "shared" or variant.get("padded"):
             continue
         linear, attention = _precisions(variant["precision"])
-        options = (variant["provider"], name)
-        label, environment = f"isoformer {name}", OURS_OPENVINO if variant["provider"] == "openvino" else None
-        rest = (path, options, environment, linear, attention, True)
-        found.append(Engine(f"isoformer-{name}", label, "isoformer", *rest))
-        if variant["provider"] == "openvino":  # the other variants leave padding out by themselves
-            found.append(Engine(f"isoformer-{name}-cut", f"{label}, cut", "isoformer-cut", *rest))
+        rest = (linear, attention, True)
+        if variant["provider"] == "openvino":
+            options = (variant["provider"], variant["precision"])
+            kind, environment = "isoformer-fastest", OURS_OPENVINO
+        else:
+            kind, options, environment = "isoformer", (variant["provider"], name), None
+        found.append(Engine(f"isoformer-{name}", f"isoformer {name}", kind, path, options, environment, *rest))
     return found
 
 

@@ -38,12 +38,12 @@ def isoformer(package: str, _checkpoint: str, provider: Any, variant: str) -> Ru
     return lambda inputs: session.run(inputs)["sentence_embedding"]
 
 
-def isoformer_cut(package: str, _checkpoint: str, provider: Any, variant: str) -> Run:
-    """The same graph on a batch that is cut into rectangles by length, which tasks do for their users."""
-    from isoformer.runtime import Session, batching
+def isoformer_fastest(package: str, _checkpoint: str, provider: Any, precision: str) -> Run:
+    """What a user gets who names a provider and a precision: the graph for padding where there is some."""
+    from isoformer.runtime import Session
 
-    session = Session(package, provider, variant=variant)
-    return lambda inputs: batching.run(session, inputs)["sentence_embedding"]
+    session = Session.fastest(package, provider, precision=precision)
+    return lambda inputs: session.run(inputs)["sentence_embedding"]
 
 
 def onnxruntime(model: str, _checkpoint: str) -> Run:
@@ -130,7 +130,7 @@ def ctranslate2(folder: str, _checkpoint: str, compute: str) -> Run:
 
 KINDS: dict[str, Callable[..., Run]] = {
     "isoformer": isoformer,
-    "isoformer-cut": isoformer_cut,
+    "isoformer-fastest": isoformer_fastest,
     "onnxruntime": onnxruntime,
     "torch": torch,
     "openvino": openvino,

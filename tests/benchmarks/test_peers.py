@@ -260,6 +260,7 @@ def test_ours_are_the_graphs_that_a_session_runs():
         "cpu-float32": {"provider": "cpu", "precision": "float32", "cache": "plain"},
         "cpu-int8": {"provider": "cpu", "precision": "int8", "cache": "plain"},
         "openvino-bf16": {"provider": "openvino", "precision": "bf16", "cache": "plain"},
+        "openvino-bf16-padded": {"provider": "openvino", "precision": "bf16", "cache": "plain", "padded": True},
         "cpu-int4": {"provider": "cpu", "precision": "int4", "cache": "shared"},
     }
     package = Package(Path("p"), {"variants": variants}, Signature((), (), {}, ()))
@@ -270,10 +271,9 @@ def test_ours_are_the_graphs_that_a_session_runs():
         "isoformer-cpu-float32",
         "isoformer-cpu-int8",
         "isoformer-openvino-bf16",
-        "isoformer-openvino-bf16-cut",
     ]
-    assert found["isoformer-openvino-bf16-cut"].kind == "isoformer-cut"
     assert found["isoformer-cpu-float32"].exact
     assert (found["isoformer-cpu-int8"].linear, found["isoformer-cpu-int8"].attention) == ("int8", "float32")
-    assert found["isoformer-openvino-bf16"].options == ("openvino", "openvino-bf16")
+    assert found["isoformer-openvino-bf16"].options == ("openvino", "bf16")
+    assert found["isoformer-openvino-bf16"].kind == "isoformer-fastest"
     assert found["isoformer-openvino-bf16"].linear == "bfloat16"

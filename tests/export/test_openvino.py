@@ -35,11 +35,23 @@ def test_one_graph_serves_both_precisions_and_reads_the_weights_that_are_there(p
     assert (package.path / exact["path"]).stat().st_size < (package.path / WEIGHTS).stat().st_size
 
 
+def test_batches_with_padding_have_a_graph_of_their_own(package: Package) -> None:
+    exact, rough = (package.variant(f"openvino-{precision}-padded") for precision in ("float32", "bfloat16"))
+    assert exact["path"] == rough["path"] != package.variant("openvino-float32")["path"]
+    assert {"Attention", "Loop"}.isdisjoint(exact["operators"])
+    assert exact["zero_at_padding"] == ["last_hidden_state"] == package.variant("cpu-float32")["zero_at_padding"]
+    assert exact["golden"] == package.variant("cpu-float32")["golden"]
+    for case, outputs in rough["golden"].items():
+        for name, record in outputs.items():
+            assert record["bound"] == rough["tolerances"][name]["absolute"] > exact["golden"][case][name]["bound"]
+
+
 def test_the_manifest_says_what_it_was_compared_with(package: Package) -> None:
     manifest = json.loads((package.path / MANIFEST).read_text(encoding="utf-8"))
-    found = manifest["parity"]["openvino-float32 on onnxruntime cpu"]
-    assert found["values"] == manifest["parity"]["onnxruntime cpu-float32"]["values"] > 0
-    assert found["worst_share_of_bound"] < 1
+    for name in ("openvino-float32", "openvino-float32-padded"):
+        found = manifest["parity"][f"{name} on onnxruntime cpu"]
+        assert found["values"] == manifest["parity"]["onnxruntime cpu-float32"]["values"] > 0
+        assert found["worst_share_of_bound"] < 1
 
 
 def test_the_fastest_is_its_own_graph_for_this_provider_alone(package: Package) -> None:

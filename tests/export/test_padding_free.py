@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from isoformer.export import ExportError, padding_free
+from isoformer.export import ExportError, key_scale, packed, padding_free, taken_apart
 from isoformer.export.graph import to_onnx
 from isoformer.models.attention import MultiHeadAttention
 from isoformer.models.families import encoder
@@ -24,7 +24,15 @@ def session(graph: ir.Model) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def both(scores: int = padding_free.SCORES, **changes) -> tuple:
+def for_openvino(graph: ir.Model) -> list[str]:
+    """The graph for batches with padding, as it is exported."""
+    assert key_scale.apply(graph)
+    zero = packed.apply(graph)
+    assert taken_apart.apply(graph)
+    return zero
+
+
+def both(scores: int = padding_free.SCORES, form=padding_free.apply, **changes) -> tuple:
     """Sessions of the canonical graph and the padding-free one, and the outputs that are 0 at padding."""
     config = dataclasses.replace(encoder.TINY, **changes)
     torch.manual_seed(3)
@@ -32,20 +40,24 @@ def both(scores: int = padding_free.SCORES, **changes) -> tuple:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(padding_free, "SCORES", scores)
         free = graph.clone()
-        zero = padding_free.apply(free)
+        zero = form(free)
     return session(graph), session(free), zero
 
 
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, tuple]:
     """The kinds of heads, and one graph whose attention is never whole, and from 2 tokens on the long kind."""
+    odd = {"norm_order": "pre", "num_kv_heads": 1, "position_kind": "sinusoidal", "num_token_types": 0}
     return {
         "embed": both(),
+        "packed": both(form=for_openvino),
         "long": both(scores=1),
         "cls": both(pooling="cls", position_rule="index"),
         "fill-mask": both(task="fill-mask"),
         "classify": both(task="classify", labels=("a", "b", "c"), position_rule="index"),
-        "pre": both(norm_order="pre", num_kv_heads=1, position_kind="sinusoidal", num_token_types=0),
+        "pre": both(**odd),
+        "packed pre": both(form=for_openvino, **odd),
+        "packed logits": both(form=for_openvino, task="fill-mask"),
     }
 
 
@@ -73,6 +85,7 @@ def held(pair: tuple, mask: np.ndarray) -> None:
         np.testing.assert_allclose(found, want, rtol=0, atol=2e-6 * max(1, np.abs(want).max()), err_msg=name)
 
 
+KINDS = ["embed", "long", "cls", "fill-mask", "classify", "pre", "packed", "packed pre", "packed logits"]
 MASKS = {
     "none": np.ones((3, 7), bool),
     "right": np.arange(7) < np.array([[7], [2], [5]]),
@@ -87,7 +100,9 @@ MASKS = {
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("kind", ["embed", "long", "cls", "fill-mask", "classify", "pre"])
+@pytest.mark.parametrize(
+    "kind", ["embed", "long", "cls", "fill-mask", "classify", "pre", "packed", "packed pre", "packed logits"]
+)
 def test_the_answers_are_the_canonical_graphs(pairs, kind, mask):
     held(pairs[kind], mask)
 
@@ -97,7 +112,7 @@ def test_any_mask(pairs, data):
     batch, length = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 13))
     rows = st.lists(st.lists(st.booleans(), min_size=length, max_size=length), min_size=batch, max_size=batch)
     mask = np.array(data.draw(rows), bool)
-    for kind in ("embed", "long"):
+    for kind in ("embed", "long", "packed"):
         held(pairs[kind], mask)
 
 
@@ -109,6 +124,9 @@ def test_hidden_states_alone_are_zero_at_padding(pairs):
         "fill-mask": ["logits"],
         "classify": [],
         "pre": ["last_hidden_state"],
+        "packed": ["last_hidden_state"],
+        "packed pre": ["last_hidden_state"],
+        "packed logits": ["logits"],
     }
 
 
@@ -134,8 +152,9 @@ def test_long_sequences_take_the_operator_that_holds_no_scores():
 def test_other_attention_is_left_alone(changes):
     config = dataclasses.replace(encoder.TINY, **changes)
     graph = to_onnx(encoder.Model(config), encoder.signature(config), 23)
-    with pytest.raises(ExportError, match="padding-free graphs are for"):
-        padding_free.apply(graph)
+    for form in (padding_free.apply, packed.apply):
+        with pytest.raises(ExportError, match="padding-free graphs are for"):
+            form(graph.clone())
 
 
 class Cross(nn.Module):

@@ -17,19 +17,21 @@ from isoformer.runtime.cost import Cost
 from tests.conftest import export_encoder
 
 COSTS = st.builds(Cost, call=st.floats(0, 100), pair=st.floats(0, 1), packed=st.booleans())
-CROWDED = st.builds(replace, COSTS, crowd=st.floats(0, 1))
+CROWDED = st.builds(replace, COSTS, crowd=st.floats(0, 1), halves=st.booleans())
 LENGTHS = st.lists(st.integers(1, 40), max_size=11)
 
 
 def total(groups: list[np.ndarray], lengths: list[int], cost: Cost) -> float:
-    if cost.packed:  # padding costs nothing: every sequence what it costs alone, and the calls
-        alone = replace(cost, packed=False, crowd=0)
-        return sum(
-            cost.call
-            + sum(alone(1, lengths[index]) - cost.call for index in group)
-            + cost.crowd * sum(lengths[index] for index in group) ** 2
-            for group in groups
-        )
+    if cost.packed:  # padding costs nothing, or in attention alone
+        found = 0.0
+        for group in groups:
+            own = sorted((lengths[index] for index in group), reverse=True)
+            pairs = sum(length**2 for length in own)
+            if cost.halves:
+                longer, shorter = own[: (len(own) + 1) // 2], own[(len(own) + 1) // 2 :]
+                pairs = sum(len(half) * max(half, default=0) ** 2 for half in (longer, shorter))
+            found += cost.call + sum(own) + cost.pair * pairs + cost.crowd * sum(own) ** 2
+        return found
     return sum(cost(len(group), max(lengths[index] for index in group)) for group in groups)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from isoformer.runtime import PackageError, Session, cli, load, tuning
-from isoformer.runtime.by_shape import ByShape
+from isoformer.runtime.by_shape import ByPadding, ByShape
 from isoformer.runtime.cases import Arrays
-from isoformer.runtime.cost import Cost
-from isoformer.runtime.package import Signature, TensorSpec
+from isoformer.runtime.cost import PACKED, Cost
+from isoformer.runtime.package import MANIFEST, Signature, TensorSpec
 from isoformer.runtime.tune import candidates
 from isoformer.runtime.tune.inputs import inputs_of, shapes_of
 from isoformer.runtime.tuning import Choice, Record, Round, Shape
@@ -246,6 +246,29 @@ def test_who_comes_first_makes_no_difference() -> None:
         by_shape = ByShape(TEXT, table)
         found.append({shape: by_shape.choose(inputs_of(TEXT, shape)) for shape in order})
     assert found[0] == found[1]
+
+
+def test_padding_decides_where_nothing_was_measured(tiny_package: Path, tmp_path: Path) -> None:
+    padded = Choice("cpu-float32-padded")
+    choose = ByPadding(TEXT, CANONICAL, padded).choose
+    shapes = {Shape(8, 128, 1024): CANONICAL, Shape(8, 128, 990): CANONICAL, Shape(8, 128, 697): padded}
+    shapes |= {Shape(2, 16, 20): CANONICAL, Shape(1, 16, 16): CANONICAL, Shape(16, 256, 2656): padded}
+    assert {shape: choose(inputs_of(TEXT, shape)) for shape in shapes} == shapes
+    # A session of such a package opens the second graph with the first batch that wants it.
+    path = Path(shutil.copytree(tiny_package, tmp_path / "package"))
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest["variants"]["cpu-float32-padded"] = manifest["variants"]["cpu-float32"] | {"padded": True}
+    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    session = Session.fastest(path)
+    assert session._by_shape is not None
+    assert session.cost == PACKED
+    mask = np.ones((13, 11), np.int64)
+    first = session.run({"input_ids": mask, "attention_mask": mask, "token_type_ids": mask})
+    assert [choice.variant for choice in session._by_shape._sessions] == ["cpu-float32"]
+    mask[1:, 1:] = 0
+    session.run({"input_ids": mask, "attention_mask": mask, "token_type_ids": mask})
+    assert [choice.variant for choice in session._by_shape._sessions] == ["cpu-float32", "cpu-float32-padded"]
+    assert first.keys() == {spec.name for spec in session.signature.outputs}
 
 
 def test_choosing_takes_a_few_microseconds() -> None:

@@ -1,0 +1,57 @@
+"""Nodes that a pass adds to a graph, one call each, and the constants that they share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from isoformer.export.edit import initializer
+
+
+class Nodes:
+    """The nodes of a subgraph, in the order in which they are made."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.made: list[ir.Node] = []
+
+    def __call__(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        return self.several(1, kind, *inputs, domain=domain, **attributes)[0]
+
+    def several(
+        self, count: int, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """The outputs of a node that has so many."""
+        name = f"{self.name}.{len(self.made)}.{kind}"
+        node = ir.node(kind, list(inputs), attributes=attributes, domain=domain, name=name, num_outputs=count)
+        for number, output in enumerate(node.outputs):
+            output.name = f"{name}.{number}" if number else name
+        self.made.append(node)
+        return node.outputs
+
+    def graph(self, outputs: Sequence[ir.Value], inputs: Sequence[ir.Value] = ()) -> ir.Graph:
+        return ir.Graph(inputs, outputs, nodes=self.made, name=self.name)
+
+
+class Build(Nodes):
+    """Nodes at the end of a graph, to be sorted later, and constants that they share."""
+
+    def __init__(self, graph: ir.Graph, name: str) -> None:
+        super().__init__(name)
+        self.whole = graph
+        self.constants: dict[tuple, ir.Value] = {}
+
+    def several(
+        self, count: int, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        outputs = super().several(count, kind, *inputs, domain=domain, **attributes)
+        self.whole.append(self.made[-1])
+        return outputs
+
+    def constant(self, value: Any) -> ir.Value:
+        values = np.asarray(value)
+        key = (values.dtype, values.shape, values.tobytes())
+        if key not in self.constants:
+            self.constants[key] = initializer(self.whole, f"{self.name}.constant.{len(self.constants)}", values)
+        return self.constants[key]
