@@ -64,7 +64,7 @@ def export(
     force: replace a package that stands at `path`. precision: what it runs in unless asked otherwise, as a variant
     beside the canonical graph: float32, int8 or int4 of a decoder, float32 or int8 of an encoder–decoder. text, or of
     transcribe the file sound: what that variant's quality is measured on, see `variants` and `encoded_variants`.
-    reproducible: a decoder's int8 gives the same bits in every runtime, and is slower, see `reproducible`.
+    reproducible: a decoder's int8 gives the same bits natively and in WebAssembly, and is slower, see `reproducible`.
     providers: those that a graph of their own is made for besides, "openvino" of an encoder, see `openvino`.
     progress: called with a stage, steps done, steps in all.
 

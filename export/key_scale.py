@@ -45,6 +45,8 @@ def _into_weights(build: Build, key: ir.Value | None, node: ir.Node, factor: flo
     whole, split = key, key.producer()
     if split is not None and split.op_type == "Split" and split.attributes["axis"].as_int() == -1:
         whole = split.inputs[0]
+    if whole is None or len(whole.uses()) != 1 or whole.is_graph_output():
+        return False
     found = product_of(whole)
     parts = [key] if whole is key or split is None else list(split.outputs)
     if found is None or any(part.shape is None for part in parts):

@@ -34,9 +34,12 @@ def apply(model: ir.Model) -> list[str]:
 def _separate_products(graph: ir.Graph) -> None:
     """One product for each of query, key and value in place of one and a Split, which copies every token again."""
     build = Build(graph, "separate")
-    for split in [node for node in graph if node.op_type == "Split"]:
+    for split in [node for node in graph if node.op_type == "Split" and node.attributes["axis"].as_int() == -1]:
         found = product_of(split.inputs[0])
-        if found is None or found.sum is None:
+        readers = [use.node.op_type for output in split.outputs for use in output.uses()]
+        if found is None or found.sum is None or set(readers) != {"Attention"} or len(readers) != len(split.outputs):
+            continue
+        if any(output.is_graph_output() for output in split.outputs):
             continue
         end = 0
         for old in split.outputs:
@@ -101,7 +104,7 @@ class _Packing:
         self.groups: list[tuple[ir.Value, ir.Value]] = []
         for number in range(GROUPS):
             first, end = (self._cut(batch, part) for part in (number, number + 1))
-            begin, stop = put("Min", first, put("Sub", batch, one)), put("Max", end, put("Add", first, one))
+            begin, stop = put("Min", first, put("Sub", batch, one)), put("Max", end, one)
             longest = put("Mul", put("Gather", counts, begin), put("Min", put("Sub", end, first), one))
             wide = self._rounded_up(put("Max", longest, one), WIDTH)
             own = [

@@ -1,4 +1,6 @@
-"""Decoders in 8 bits whose tokens are the same in every runtime, since nearly all their bits are.
+"""Decoders in 8 bits whose tokens are the same natively and in WebAssembly, since nearly all their bits are.
+
+That is of ONNX Runtime's kernels for processors, on x86-64, where it was tried: docs/decisions/variants.md.
 
 Products of 8 bits are exact, and so is float32's arithmetic of single values, which IEEE 754 rounds alike everywhere.
 What is not is what a runtime may order, fuse or approximate as it likes: sums, and functions such as exp. Two such
@@ -72,7 +74,8 @@ def refuse_inexact(model: ir.Model) -> None:
         if node.op_type == "Cast":
             is_wide = node.attributes["to"].as_int() == ir.DataType.DOUBLE
         else:
-            is_wide = any(value in wide for value in node.inputs)
+            # What Where chooses by may come from wide values, and is none.
+            is_wide = any(value in wide for value in node.inputs[node.op_type == "Where" :])
         if is_wide:
             wide |= set(node.outputs)
         is_safe = node.op_type in EXACT or (is_wide and node.op_type in WIDE and node.domain == "") or _counts(node)
@@ -149,6 +152,8 @@ class _Build(Build):
         attributes = {name: value.as_int() for name, value in node.attributes.items()}
         if attributes.get("interleaved"):
             raise ExportError("rotary positions in pairs have no reproducible form; export without --reproducible")
+        if len(node.inputs) > 3 and node.inputs[3] is not None:
+            raise ExportError("tables of rotary positions that are looked up have no reproducible form")
         x, cos, sin = (_given(node, index) for index in range(3))
         heads, rank = attributes.get("num_heads"), len(x.shape or ())
         if rank == 3:
@@ -171,10 +176,12 @@ class _Build(Build):
         key = cos, sin, axis
         if key not in self.tables:
             c, s = (shared_cache.table(self.whole, value, self.max_positions) for value in (cos, sin))
-            ids = next(value for value in self.whole.inputs if value.name == "position_ids")
+            ids = next((value for value in self.whole.inputs if value.name == "position_ids"), None)
+            if ids is None:
+                raise ExportError("--reproducible is for rotary positions that are an input, position_ids")
             self.tables[key] = []
             for name, values in (("C", np.concatenate([c, c], -1)), ("S", np.concatenate([-s, s], -1))):
-                table = initializer(self.whole, f"{self.name}.{name}.{axis}", values)
+                table = initializer(self.whole, f"{self.name}.{name}.{len(self.tables)}", values)
                 rows = self("Gather", table, ids, axis=0)  # (B, L, D)
                 self.tables[key].append(self("Unsqueeze", rows, self.constant([axis])))
         return self.tables[key]

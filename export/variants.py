@@ -59,8 +59,10 @@ WAYS: dict[str, Callable[[ir.Model], int]] = {"int8": quantize.int8, "int4": qua
 
 @dataclass(frozen=True)
 class Wanted:
-    """precision: float32 alone, or int8 or int4 as well. windows: of the gate's text, see `windows`. reproducible: the
-    same bits in every runtime, of int8."""
+    """precision: float32 alone, or int8 or int4 as well. windows: of the gate's text, see `windows`.
+
+    reproducible: of int8, the same bits natively and in WebAssembly, see `reproducible`.
+    """
 
     precision: str = "float32"
     windows: list[list[int]] = field(default_factory=list)

@@ -13,7 +13,7 @@ from isoformer.runtime.cases import BATCH_AXIS
 from isoformer.runtime.package import Signature, TensorSpec
 from isoformer.runtime.tuning import Choice, Shape
 
-# What a graph on real tokens costs more than one on whole rectangles, in tokens, and as a share of the batch.
+# A graph on real tokens takes longer by a call's worth of so many tokens, and by this share of the batch.
 CALL, SHARE = 32, 1 / 16
 
 
@@ -27,19 +27,38 @@ class Chooser(Protocol):
         ...
 
 
+class _Counted:
+    """How many rows, places in a row and real tokens a batch has, of inputs that have been checked."""
+
+    def __init__(self, signature: Signature) -> None:
+        self.mask = key_mask(signature)
+        # A mask that may be left out is in the feeds all the same, since the session fills in defaults.
+        self._name = next((s.name for s in (self.mask, *signature.inputs) if s and len(s.axes) >= 2), "")
+        if self.mask is not None and self.mask.kind == "lengths":
+            self._name = next(s.name for s in signature.inputs if self.mask.along in s.axes)
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
+        batch, length = feeds[self._name].shape[:2]
+        mask = self.mask
+        if mask is None:
+            return batch, length, batch * length
+        if mask.kind == "lengths":
+            return batch, length, int(feeds[mask.name].sum())
+        return batch, length, int(np.count_nonzero(feeds[mask.name]))
+
+
 class ByPadding:
     """One graph for batches with little padding, and another, on real tokens only, for the rest."""
 
     def __init__(self, signature: Signature, whole: Choice, padded: Choice) -> None:
         self.first, self._padded = whole, padded
-        self._mask = key_mask(signature)
+        self._counted = _Counted(signature)
 
     def choose(self, feeds: Mapping[str, np.ndarray]) -> Choice:
         """The choice for these inputs, which have been checked."""
-        if self._mask is None or self._mask.kind == "lengths":
-            return self.first
-        mask = feeds[self._mask.name]
-        return self._padded if mask.size - np.count_nonzero(mask) > CALL + SHARE * mask.size else self.first
+        batch, length, real = self._counted(feeds)
+        places = batch * length
+        return self._padded if places - real > CALL + SHARE * places else self.first
 
 
 class ByShape:
@@ -54,22 +73,11 @@ class ByShape:
         self._table = dict(table)
         self.first = next(iter(self._table.values()))
         self._known: dict[tuple[int, int, int], Choice] = {}
-        self._mask = key_mask(signature)
-        # A mask that may be left out is in the feeds all the same, since the session fills in defaults.
-        self._name = next((s.name for s in (self._mask, *signature.inputs) if s and len(s.axes) >= 2), "")
-        if self._mask is not None and self._mask.kind == "lengths":
-            self._name = next(s.name for s in signature.inputs if self._mask.along in s.axes)
+        self._counted = _Counted(signature)
 
     def choose(self, feeds: Mapping[str, np.ndarray]) -> Choice:
         """The choice for these inputs, which have been checked."""
-        batch, length = feeds[self._name].shape[:2]
-        mask = self._mask
-        if mask is None:
-            real = batch * length
-        elif mask.kind == "lengths":
-            real = int(feeds[mask.name].sum())
-        else:
-            real = int(np.count_nonzero(feeds[mask.name]))
+        batch, length, real = self._counted(feeds)
         key = batch.bit_length(), real.bit_length(), 4 * real // (batch * length)
         choice = self._known.get(key)
         if choice is None:

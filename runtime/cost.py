@@ -86,7 +86,7 @@ def _least_squares(terms: np.ndarray) -> np.ndarray:
 COSTS = {"cpu": Cost(call=16.0, pair=1 / 4700), "openvino": Cost(step=32)}
 
 # Of OpenVINO's graph on real tokens.
-PACKED = Cost(step=16, packed=True, halves=True)
+PACKED = Cost(step=32, packed=True, halves=True)
 
 
 def cost_on(provider: str) -> Cost:

@@ -175,11 +175,11 @@ class Package:
         precision: None is the one that the package was exported for. Raises PackageError where there is none.
         """
         own = self.manifest["precision"]
+        if precision is not None:
+            self.refuse_precision(provider, precision)
         for wanted in (precision,) if precision else (self.manifest.get("preferred", own), own):
             if f"{provider}-{wanted}" in self.variants:
                 return f"{provider}-{wanted}"
-        if precision is not None:
-            self.refuse_precision(provider, precision)
         return None
 
     def precision_of(self, variant: str | None) -> str:

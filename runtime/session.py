@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from isoformer.runtime import tuning
-from isoformer.runtime.by_shape import ByPadding, ByShape, Chooser
+from isoformer.runtime.by_shape import ByPadding, ByShape, Chooser, key_mask
 from isoformer.runtime.checks import SeenShapes
 from isoformer.runtime.cost import PACKED, cost_on
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
@@ -39,7 +39,7 @@ class Session:
     leaves the choice to ONNX Runtime (one a core). variant: another graph of the same model, by its name in
     `Package.variants`; see `fastest`. spinning: threads that wait for work keep their cores busy, which is faster
     unless something else needs these. fusions: also the graph optimizers that are off for being slower mostly.
-    chooser: of the graph by each batch; the other settings are then its own.
+    chooser: says which graph each batch runs in; variant, threads, spinning and fusions are then those that it says.
 
     cost: what a batch costs here, by which lists of texts are cut into batches.
 
@@ -94,7 +94,9 @@ class Session:
     ) -> "Session":
         """The session of the package's fastest graph of a precision, by default the one it was exported for.
 
-        Where a package has a graph for batches with padding besides, as those for OpenVINO do, these run in it.
+        Where a package has a graph for batches with padding besides, as those for OpenVINO do, these run in it. It is
+        opened, which takes as long as the first did, with the first batch that has enough padding, and holds weights
+        of its own in memory; hidden states at padding are 0 in such a batch, and anything in others.
         Where `isoformer tune` has measured this machine, each batch runs in the graph that was the fastest at the most
         similar batch that was measured, of at least that precision; a graph is opened when the first batch needs it,
         and then holds its own weights in memory. Without that, or with `threads`, it is the precision's variant.
@@ -160,10 +162,16 @@ class Session:
 
 def _by_padding(package: Package, variant: str | None, threads: int | None) -> ByPadding | None:
     """What sends batches with padding to a graph of their own, None where the variant has none."""
-    padded = f"{variant}{PADDED}"
-    if padded not in package.variants:
+    if variant is None or f"{variant}{PADDED}" not in package.variants:
         return None
-    return ByPadding(package.signature, *(Choice(name, threads or 0) for name in (str(variant), padded)))
+    whole, padded = package.variant(variant), package.variant(f"{variant}{PADDED}")
+    same = all(whole[key] == padded[key] for key in ("provider", "precision", "cache"))
+    if not same or not padded.get("padded"):
+        raise PackageError(
+            f"{package.path} is broken: {variant}{PADDED} is no graph for the padded batches of {variant}"
+        )
+    choices = (Choice(name, threads or 0) for name in (variant, f"{variant}{PADDED}"))
+    return ByPadding(package.signature, *choices) if key_mask(package.signature) is not None else None
 
 
 class _Opened:

@@ -208,7 +208,7 @@ class Record:
         return {
             "finished": self.finished,
             "table": {str(shape): str(choice) for shape, choice in self.table.items()},
-            "cost": None if self.cost is None else asdict(self.cost),
+            "cost": None if self.cost is None else _written(self.cost),
             "refused": {str(choice): reason for choice, reason in self.refused.items()},
             "shapes": [str(shape) for shape in self.shapes],
             "rounds": [one.to_dict() for one in self.rounds],
@@ -226,6 +226,11 @@ class Record:
             None if data["cost"] is None else Cost(**data["cost"]),
             bool(data["finished"]),
         )
+
+
+def _written(cost: Cost) -> dict[str, Any]:
+    """Without what earlier releases do not know, where it says nothing."""
+    return {name: value for name, value in asdict(cost).items() if name != "halves" or value}
 
 
 def key(package: Package, provider: str, precision: str) -> str:
@@ -270,8 +275,17 @@ def read(package: Package, provider: str, precision: str) -> Record | None:
     return found
 
 
+def reproducible(package: Package, provider: str, precision: str) -> str | None:
+    """The variant that runs in a precision if it is a reproducible one, which no other graph may stand in for."""
+    name = package.fastest(provider, precision) if precision in package.precisions(provider) else None
+    return name if name is not None and package.variant(name).get("reproducible") else None
+
+
 def _check(choice: Choice, package: Package, provider: str, precision: str) -> None:
     """Raises ValueError for what `isoformer tune` would not measure here."""
+    alone = reproducible(package, provider, precision)
+    if alone not in (None, choice.variant):
+        raise ValueError(f"{choice} would give other tokens than {alone}, which is reproducible")
     if choice.threads > cores():
         raise ValueError(f"{choice} is of more threads than the {cores()} processors here")
     if choice.variant:

@@ -7,15 +7,17 @@ from pathlib import Path
 from isoformer.runtime.manifest import PRECISIONS
 from isoformer.runtime.package import Package
 from isoformer.runtime.providers import has_fusions_off
-from isoformer.runtime.tuning import Choice, cores
+from isoformer.runtime.tuning import Choice, cores, reproducible
 
 
 def graphs(package: Package, provider: str, bound: str) -> list[Choice]:
     """The graphs of a provider in precisions down to the bound, as `Session` opens them by default.
 
     The first is what the others are held against: the canonical graph, or, for OpenVINO, which does not run that, the
-    one that was made for it.
+    one that was made for it. Where a reproducible graph is what runs, it alone: others give other tokens.
     """
+    if (alone := reproducible(package, provider, bound)) is not None:
+        return [Choice(alone)]
     lowest = PRECISIONS.index(bound)
     names = [
         name

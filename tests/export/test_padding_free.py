@@ -1,6 +1,7 @@
 """Layers on real tokens only: the same numbers as the canonical graph wherever the mask contract says something."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +25,12 @@ def session(graph: ir.Model) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+@cache
+def exported(config: encoder.Config) -> ir.Model:
+    torch.manual_seed(3)
+    return to_onnx(encoder.Model(config).eval(), encoder.signature(config), 23)
+
+
 def for_openvino(graph: ir.Model) -> list[str]:
     """The graph for batches with padding, as it is exported."""
     assert key_scale.apply(graph)
@@ -34,9 +41,7 @@ def for_openvino(graph: ir.Model) -> list[str]:
 
 def both(scores: int = padding_free.SCORES, form=padding_free.apply, **changes) -> tuple:
     """Sessions of the canonical graph and the padding-free one, and the outputs that are 0 at padding."""
-    config = dataclasses.replace(encoder.TINY, **changes)
-    torch.manual_seed(3)
-    graph = to_onnx(encoder.Model(config).eval(), encoder.signature(config), 23)
+    graph = exported(dataclasses.replace(encoder.TINY, **changes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(padding_free, "SCORES", scores)
         free = graph.clone()
@@ -100,11 +105,18 @@ MASKS = {
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize(
-    "kind", ["embed", "long", "cls", "fill-mask", "classify", "pre", "packed", "packed pre", "packed logits"]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_answers_are_the_canonical_graphs(pairs, kind, mask):
     held(pairs[kind], mask)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_rectangles_of_other_widths_and_more_tokens_than_are_rounded_up_to(rows):
+    pair = both(form=for_openvino, max_positions=67)
+    lengths = np.array([[67], [41], [19], [2], [0]])[:rows]
+    mask = np.arange(67) < lengths
+    for one in (mask, mask[:, ::-1], mask[::-1], mask & (np.arange(67) % 3 > 0)):
+        held(pair, one)
 
 
 @given(st.data())

@@ -33,8 +33,10 @@ const REQUIRED_OF_GRAPH = ["golden", "precision", "signature"];
  *   sums: Record<string, string[]>,
  * }} Signature
  *
- * Another graph of the same model. cache: "shared" when it writes its cache in place.
- * @typedef {{ path: string, provider: string, precision: string, cache: string }} Variant
+ * Another graph of the same model. cache: "shared" when it writes its cache in place. padded: for batches with padding.
+ * @typedef {{
+ *   path: string, provider: string, precision: string, cache: string, padded?: boolean, reproducible?: boolean,
+ * }} Variant
  */
 
 /**

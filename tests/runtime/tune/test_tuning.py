@@ -271,6 +271,40 @@ def test_padding_decides_where_nothing_was_measured(tiny_package: Path, tmp_path
     assert first.keys() == {spec.name for spec in session.signature.outputs}
 
 
+def test_lengths_say_what_is_padding_too() -> None:
+    lengths = TensorSpec("lengths", "int64", AXES[:1], kind="lengths", along=AXES[1])
+    signature = Signature((TensorSpec("ids", "int64", AXES, high=11), lengths), (), TEXT.axes, ("right",))
+    choose = ByPadding(signature, CANONICAL, FREE).choose
+    ids = np.zeros((8, 128), np.int64)
+    assert choose({"ids": ids, "lengths": np.full(8, 128)}) == CANONICAL
+    assert choose({"ids": ids, "lengths": np.arange(121, 129) // 2}) == FREE
+
+
+def test_a_graph_for_padding_that_is_of_another_precision_is_refused(tiny_package: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_package, tmp_path / "package"))
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    for changes in ({"precision": "bfloat16", "padded": True}, {"provider": "openvino", "padded": True}, {}):
+        manifest["variants"]["cpu-float32-padded"] = manifest["variants"]["cpu-float32"] | changes
+        (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        with pytest.raises(PackageError, match="no graph for the padded batches of cpu-float32"):
+            Session.fastest(path)
+    with pytest.raises(PackageError, match="no float32-padded for cpu"):
+        Session.fastest(path, precision="float32-padded")
+
+
+def test_a_reproducible_graph_is_tuned_alone(tiny_package: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_package, tmp_path / "package"))
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest["variants"]["cpu-int8"] = manifest["variants"]["cpu-float32"] | {"precision": "int8", "reproducible": True}
+    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    package = load(path)
+    assert candidates.graphs(package, "cpu", "int8") == [Choice("cpu-int8")]
+    assert len(candidates.graphs(package, "cpu", "float32")) > 1
+    tuning.write(package, "cpu", "int8", Record(table={SHORT: Choice("cpu-float32")}))
+    with pytest.raises(PackageError, match="other tokens than cpu-int8"):
+        tuning.read(package, "cpu", "int8")
+
+
 def test_choosing_takes_a_few_microseconds() -> None:
     by_shape = ByShape(TEXT, {Shape(1, 16, 16): Choice("a"), Shape(8, 128, 697): Choice("b")})
     feeds = inputs_of(TEXT, Shape(8, 128, 697))

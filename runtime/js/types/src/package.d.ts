@@ -33,6 +33,8 @@ export type Variant = {
     provider: string;
     precision: string;
     cache: string;
+    padded?: boolean;
+    reproducible?: boolean;
 };
 /**
  * One input or output, as the manifest's signature states it.
@@ -48,8 +50,10 @@ export type Variant = {
  *   sums: Record<string, string[]>,
  * }} Signature
  *
- * Another graph of the same model. cache: "shared" when it writes its cache in place.
- * @typedef {{ path: string, provider: string, precision: string, cache: string }} Variant
+ * Another graph of the same model. cache: "shared" when it writes its cache in place. padded: for batches with padding.
+ * @typedef {{
+ *   path: string, provider: string, precision: string, cache: string, padded?: boolean, reproducible?: boolean,
+ * }} Variant
  */
 /**
  * Whether a variant is made for the provider. WebGPU has OpenVINO's in float32, of standard operators without Attention.
