@@ -12,7 +12,8 @@ cpu-int8      the same with its products in 8 bits, outliers smoothed, behind th
 import copy
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from isoformer.export.evidence import Evidence, Progress, torch_runner
 from isoformer.export.graph import to_onnx
 from isoformer.export.smooth import smooth
 from isoformer.export.tolerances import grid_cases, tolerances
-from isoformer.export.variants import GATES, TEXT, Made, Score, described, file_of, keep
+from isoformer.export.variants import GATES, TEXT, Made, Run, Score, described, file_of, keep
 from isoformer.models.signature import Signature
 from isoformer.runtime import padding
 from isoformer.runtime.cases import Arrays
@@ -38,9 +39,20 @@ from isoformer.runtime.parity import Comparison, comparable, compare, sample_ind
 from isoformer.runtime.session import Session
 
 PRECISION = "int8"
-COSINE, SPEARMAN, LABELS = 0.998, 0.997, 0.99
 TASKS = ("embed", "classify", "fill-mask")
 MOST_TEXTS = 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The least mean cosine, Spearman's correlation, and share of sentences with the same label."""
+
+    cosine: float
+    spearman: float
+    labels: float
+
+
+LIMITS = {"int8": Limits(0.998, 0.997, 0.99), "float16": Limits(0.9999, 0.9999, 0.99)}
 
 
 def padding_free_form(graph: ir.Model) -> tuple[ir.Model, list[str]] | None:
@@ -54,7 +66,7 @@ def padding_free_form(graph: ir.Model) -> tuple[ir.Model, list[str]] | None:
 
 def refuse(task: dict[str, Any] | None, precision: str) -> None:
     """Raises ExportError unless the precision is one of encoders, and the task has a measure of quality."""
-    if precision != PRECISION:
+    if precision not in LIMITS:
         raise ExportError(f"precision {precision} is for decoders alone; this model has float32 and {PRECISION}")
     kind = (task or {}).get("name")
     if kind not in TASKS:
@@ -87,7 +99,7 @@ def make(
     _keep_padding_free(made, folder, open_, evidence)
     if precision == "float32":
         return made
-    texts = _sentences(folder, plain, text)
+    texts = sentences(folder, plain, text, PRECISION)
     exact = open_("cpu-float32", made.variants["cpu-float32"]) if made.variants else open_(None)
     name = f"cpu-{PRECISION}"
     progress(name, 0, 2)
@@ -101,7 +113,7 @@ def make(
     ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
     low = open_(name, entry)
     progress(name, 1, 2)
-    entry["gate"] = gate(task or {}, plain, exact, low, texts)
+    entry["gate"] = gate(task or {}, plain, exact.run, low.run, texts, PRECISION)
     entry["tolerances"] = tolerances(low, evidence, zero)
     if zero:
         entry |= golden_records(
@@ -155,8 +167,17 @@ def golden_records(zero: Sequence[str], evidence: Evidence, allowed: dict[str, f
     return {"zero_at_padding": list(zero), "golden": found, "golden_cases": cases}
 
 
-def compared(runtime: str, session: Session, zero: Sequence[str], evidence: Evidence) -> Iterator[Comparison]:
-    """A variant beside the float64 reference: the kept values of every case, within the canonical graph's bounds."""
+def compared(
+    runtime: str,
+    session: Session,
+    zero: Sequence[str],
+    evidence: Evidence,
+    allowed: Mapping[str, Mapping[str, float]] | None = None,
+) -> Iterator[Comparison]:
+    """A variant beside the float64 reference: the kept values of every case, within the canonical graph's bounds.
+
+    allowed: its own tolerances, which are the bounds then.
+    """
     signature = session.signature
     for case, inputs, expected in grid_cases(signature, evidence):
         outputs = comparable(signature, session.run(inputs))
@@ -165,32 +186,41 @@ def compared(runtime: str, session: Session, zero: Sequence[str], evidence: Evid
             if value.shape != reference.shape:
                 finite = np.isfinite(value).all()
                 value = value.reshape(-1)[sample_indices(value.size)] if finite else np.full_like(reference, np.nan)
-            bound = evidence.grid[case][name]["bound"]
+            bound = evidence.grid[case][name]["bound"] if allowed is None else allowed[name]["absolute"]
             yield compare(runtime, "grid", case, name, value, reference, bound)
 
 
 def gate(
-    task: dict[str, Any], signature: RuntimeSignature, exact: Session, low: Session, texts: Sequence[Sequence[int]]
+    task: dict[str, Any],
+    signature: RuntimeSignature,
+    exact: Run,
+    low: Run,
+    texts: Sequence[Sequence[int]],
+    precision: str,
 ) -> dict[str, Any]:
-    """The candidate's answers to the texts beside float32's, for the manifest; ExportError when it misses a limit."""
-    answers = [(exact.run(inputs), low.run(inputs)) for inputs in (_inputs(signature, ids) for ids in texts)]
+    """The candidate's answers to the texts beside float32's, for the manifest; ExportError when it misses a limit.
+
+    exact, low: arrays by name in and out.
+    """
+    limits = LIMITS[precision]
+    answers = [(exact(inputs), low(inputs)) for inputs in (_inputs(signature, ids, precision) for ids in texts)]
     if task.get("name") == "embed":
         one, other = (np.concatenate([pair[i]["sentence_embedding"] for pair in answers]) for i in (0, 1))
-        return _checked_embeddings(one.astype(np.float64), other.astype(np.float64))
+        return _checked_embeddings(one.astype(np.float64), other.astype(np.float64), limits)
     logits = [(one["logits"][0], other["logits"][0]) for one, other in answers]
     if task.get("name") == "classify":
         same = [np.array_equal(_labels(task, one), _labels(task, other)) for one, other in logits]
-        found = {"texts": len(same), "same_labels": float(np.mean(same)), "limits": {"same_labels": LABELS}}
-        if not found["same_labels"] >= LABELS:
+        found = {"texts": len(same), "same_labels": float(np.mean(same)), "limits": {"same_labels": limits.labels}}
+        if not found["same_labels"] >= limits.labels:
             raise ExportError(
                 f"the quality gate is missed: {found['same_labels']:.3f} of the texts get float32's label (at least "
-                f"{LABELS}); export it in float32"
+                f"{limits.labels}); export it in float32"
             )
         return found
     score = Score()
     for one, other in logits:
         score.add(one, other, one.argmax(-1).tolist())
-    return score.checked(GATES[PRECISION])
+    return score.checked(GATES[precision])
 
 
 def _labels(task: dict[str, Any], logits: np.ndarray) -> np.ndarray:
@@ -198,7 +228,7 @@ def _labels(task: dict[str, Any], logits: np.ndarray) -> np.ndarray:
     return logits > 0 if task.get("problem") == "multi_label" else logits.argmax(-1)
 
 
-def _checked_embeddings(exact: np.ndarray, low: np.ndarray) -> dict[str, Any]:
+def _checked_embeddings(exact: np.ndarray, low: np.ndarray, limits: Limits) -> dict[str, Any]:
     exact, low = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in (exact, low))
     pairs = np.triu_indices(len(exact), 1)
     ranks = [np.argsort(np.argsort((x @ x.T)[pairs])) for x in (exact, low)]
@@ -206,12 +236,13 @@ def _checked_embeddings(exact: np.ndarray, low: np.ndarray) -> dict[str, Any]:
         "texts": len(exact),
         "cosine": float((exact * low).sum(1).mean()),
         "spearman": float(np.corrcoef(ranks[0], ranks[1])[0, 1]),
-        "limits": {"cosine": COSINE, "spearman": SPEARMAN},
+        "limits": {"cosine": limits.cosine, "spearman": limits.spearman},
     }
-    if not found["cosine"] >= COSINE or not found["spearman"] >= SPEARMAN:
+    if not found["cosine"] >= limits.cosine or not found["spearman"] >= limits.spearman:
         raise ExportError(
             f"the quality gate is missed: the mean cosine with float32's vectors is {found['cosine']:.4f} (at least "
-            f"{COSINE}), Spearman's correlation of their similarities {found['spearman']:.4f} (at least {SPEARMAN}); "
+            f"{limits.cosine}), Spearman's correlation of their similarities {found['spearman']:.4f} (at least "
+            f"{limits.spearman}); "
             "export it in float32"
         )
     return found
@@ -227,7 +258,7 @@ def _smoothed(
     return model
 
 
-def _sentences(folder: Path, signature: RuntimeSignature, text: str | None) -> list[list[int]]:
+def sentences(folder: Path, signature: RuntimeSignature, text: str | None, precision: str) -> list[list[int]]:
     """The tokens of each sentence; without a tokenizer in the folder its bytes stand for tokens.
 
     Raises ExportError for fewer than four, whose similarities would have no order to speak of.
@@ -236,7 +267,7 @@ def _sentences(folder: Path, signature: RuntimeSignature, text: str | None) -> l
     sentences = [one for line in lines for one in re.split(r"(?<=[.!?])\s+", line) if one.strip()][:MOST_TEXTS]
     ids = next((spec for spec in signature.inputs if spec.name == "input_ids"), None)
     if ids is None:
-        raise ExportError(f"precision {PRECISION} is measured on texts, and this model takes none")
+        raise ExportError(f"precision {precision} is measured on texts, and this model takes none")
     limit, file = signature.axes[str(ids.axes[1])][1], folder / "tokenizer.json"
     if file.is_file():
         tokenizer = Tokenizer.from_file(str(file))
@@ -251,7 +282,7 @@ def _sentences(folder: Path, signature: RuntimeSignature, text: str | None) -> l
     return found
 
 
-def _inputs(signature: RuntimeSignature, ids: Sequence[int]) -> Arrays:
+def _inputs(signature: RuntimeSignature, ids: Sequence[int], precision: str = PRECISION) -> Arrays:
     """The inputs of one text without padding. Raises ExportError for a model that wants more than a text."""
     arrays: Arrays = {}
     for spec in signature.inputs:
@@ -263,5 +294,5 @@ def _inputs(signature: RuntimeSignature, ids: Sequence[int]) -> Arrays:
         elif spec.masks or spec.default is not None:
             arrays[spec.name] = np.full(shape, 1 if spec.masks else spec.default, spec.dtype)
         else:
-            raise ExportError(f"precision {PRECISION} is measured on texts, and this model wants {spec.name} as well")
+            raise ExportError(f"precision {precision} is measured on texts, and this model wants {spec.name} as well")
     return arrays

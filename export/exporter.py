@@ -11,6 +11,7 @@ from torch import nn
 
 from isoformer.export import (
     checks,
+    cuda,
     encoded_variants,
     encoder_variants,
     evidence,
@@ -65,7 +66,8 @@ def export(
     beside the canonical graph: float32, int8 or int4 of a decoder, float32 or int8 of an encoder–decoder. text, or of
     transcribe the file sound: what that variant's quality is measured on, see `variants` and `encoded_variants`.
     reproducible: a decoder's int8 gives the same bits natively and in WebAssembly, and is slower, see `reproducible`.
-    providers: those that a graph of their own is made for besides, "openvino" of an encoder, see `openvino`.
+    providers: those that a graph of their own is made for besides: "openvino" of an encoder, see `openvino`, and
+    "cuda", float16, see `cuda`; text is then for its quality too.
     progress: called with a stage, steps done, steps in all.
 
     The package appears at `path` complete or not at all. Raises ExportError when a weight is NaN, an axis is not
@@ -74,7 +76,7 @@ def export(
     parts = registry.graphs(model, signature)
     _refuse_reproducible(parts, precision, reproducible=reproducible)
     _refuse_precision(parts, precision, task, sound)
-    _refuse_providers(parts, providers)
+    _refuse_providers(parts, providers, task)
     _refuse_nan(model)
     with package.staged(Path(path), force=force) as folder:
         training = model.training
@@ -106,8 +108,11 @@ def export(
                 elif alone and (encodes or low):
                     made = encoder_variants.make(folder, module, edge, opset, task, precision, text, found, stage)
                     found.comparisons += made.comparisons
-                if providers:
+                if openvino.PROVIDER in providers:
                     openvino.make(folder, module, edge, found, made, stage)
+                if cuda.PROVIDER in providers:
+                    cuda.make_encoder(folder, module, edge, task or {}, text, found, made, stage)
+                if providers:
                     _refuse_other_answers(found)
                 written[name] = Part(edge, graphs[name], found, made)
             if low and not decodes and not alone:
@@ -138,6 +143,8 @@ def _refuse_precision(
         wide = [spec.name for spec in (*edge.inputs, *edge.outputs) if spec.dtype == "float64"]
         if wide:
             raise ExportError(f"{', '.join(wide)} is float64, which is for references; export the model in float32")
+    if precision == cuda.PRECISION:
+        raise ExportError(f"{precision} is for GPUs: --provider {cuda.PROVIDER} writes a graph in it besides")
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if precision == "float32":
@@ -157,12 +164,20 @@ def _refuse_reproducible(parts: dict[str, tuple[nn.Module, Signature]], precisio
         raise ExportError(f"--reproducible is for decoders with --precision {variants.REPRODUCIBLE}")
 
 
-def _refuse_providers(parts: dict[str, tuple[nn.Module, Signature]], providers: Collection[str]) -> None:
+def _refuse_providers(
+    parts: dict[str, tuple[nn.Module, Signature]], providers: Collection[str], task: dict[str, Any] | None
+) -> None:
+    alone = list(parts) == [registry.MODEL]
+    decodes = any(edge.windows for _, edge in parts.values())
     for provider in providers:
-        if provider != openvino.PROVIDER:
-            raise ExportError(f"there are graphs of their own for {openvino.PROVIDER}, not for {provider}")
-    if providers and (list(parts) != [registry.MODEL] or any(edge.windows for _, edge in parts.values())):
-        raise ExportError("a graph for OpenVINO is for encoders, which are one graph without a cache")
+        if provider not in (openvino.PROVIDER, cuda.PROVIDER):
+            raise ExportError(
+                f"there are graphs of their own for {openvino.PROVIDER} and {cuda.PROVIDER}, not for {provider}"
+            )
+        if not alone or (decodes and provider == openvino.PROVIDER):
+            raise ExportError(f"a graph for {provider} is for encoders, which are one graph without a cache")
+    if cuda.PROVIDER in providers:
+        cuda.refuse(task, decodes=decodes)
 
 
 def _graphs(parts: dict[str, tuple[nn.Module, Signature]], opset: int, progress: Progress) -> dict[str, ir.Model]:

@@ -19,13 +19,13 @@ from torch import nn
 from isoformer.export import key_scale, packed, taken_apart
 from isoformer.export.encoder_variants import compared, golden_records
 from isoformer.export.errors import ExportError
-from isoformer.export.evidence import Evidence, Progress, torch_runner
+from isoformer.export.evidence import Evidence, Progress
+from isoformer.export.tolerances import of_torch
 from isoformer.export.variants import Made
 from isoformer.models.signature import Signature
 from isoformer.runtime.onnx_file import operators
 from isoformer.runtime.package import MODEL, PADDED, VARIANTS, Package
 from isoformer.runtime.package import Signature as RuntimeSignature
-from isoformer.runtime.parity import FACTOR, comparable, largest_error
 from isoformer.runtime.session import Session
 
 PROVIDER = "openvino"
@@ -40,7 +40,7 @@ def make(
     model that is no encoder, and when an answer differs.
     """
     plain = RuntimeSignature.read(signature.to_dict())
-    bounds = {"float32": evidence.tolerances, "bfloat16": _bfloat16(model, signature, plain, evidence)}
+    bounds = {"float32": evidence.tolerances, "bfloat16": of_torch(model, signature, evidence, torch.bfloat16)}
     for padded in (False, True) if "cpu-float32" in made.variants else (False,):
         _write(folder, bounds, plain, evidence, made, progress, padded=padded)
 
@@ -89,19 +89,3 @@ def _compare(name: str, session: Session, zero: Sequence[str], evidence: Evidenc
         progress(name, min(number, len(evidence.grid) - 1), len(evidence.grid))
         evidence.comparisons.append(comparison)
     progress(name, len(evidence.grid), len(evidence.grid))
-
-
-def _bfloat16(
-    model: nn.Module, signature: Signature, plain: RuntimeSignature, evidence: Evidence
-) -> dict[str, dict[str, float]]:
-    """Of each output, FACTOR times PyTorch's own largest error in bfloat16 on the golden vectors."""
-    run = torch_runner(model, signature, torch.bfloat16)
-    errors = {spec.name: 0.0 for spec in plain.outputs}
-    for inputs, outputs in evidence.golden.values():
-        expected, found = comparable(plain, outputs), comparable(plain, run(inputs))
-        for name, value in expected.items():
-            errors[name] = max(errors[name], largest_error(found[name], value))
-    return {
-        name: {"absolute": FACTOR * error, "torch_bfloat16_max_error": error, "factor": FACTOR}
-        for name, error in errors.items()
-    }

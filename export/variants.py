@@ -51,8 +51,8 @@ class Gate:
     agreement: float
 
 
-GATES = {"int8": Gate(1.03, 0.85), "int4": Gate(1.12, 0.85)}
-PRECISIONS = ("float32", *GATES)
+GATES = {"int8": Gate(1.03, 0.85), "int4": Gate(1.12, 0.85), "float16": Gate(1.005, 0.98)}
+PRECISIONS = ("float32", "int8", "int4")
 REPRODUCIBLE = "int8"
 WAYS: dict[str, Callable[[ir.Model], int]] = {"int8": quantize.int8, "int4": quantize.int4}
 

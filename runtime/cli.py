@@ -100,7 +100,8 @@ def export(
     task: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that it was saved for")] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 20 to 25; below 23 attention is taken apart")] = 23,
     precision: Annotated[
-        str, typer.Option(help="fp32; as a variant also int8 (what generates) and int4 (decoders)")
+        str,
+        typer.Option(help="fp32; as a variant also int8 (what generates) and int4 (decoders); fp16: see --provider"),
     ] = "fp32",
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="int8, int4: a text for the quality gate, instead of its own")
@@ -112,7 +113,8 @@ def export(
         list[str] | None, typer.Option("-o", "--option", metavar="NAME=VALUE", help="set a field of the configuration")
     ] = None,
     provider: Annotated[
-        str | None, typer.Option(help="openvino: also write the graph that this provider runs fast (encoders)")
+        str | None,
+        typer.Option(help="also write the graphs that this provider runs fast: openvino (encoders), cuda (float16)"),
     ] = None,
     reproducible: Annotated[
         bool,

@@ -107,6 +107,7 @@ VARIANT = record(
         "zero_at_padding": listed(name, MAX_TENSORS),
         "padded": flag,
         "gate": MEASURES,
+        "measured_on": name,
         "reproducible": flag,
     },
 )

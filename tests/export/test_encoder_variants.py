@@ -119,7 +119,7 @@ def test_the_gates_of_other_tasks(tmp_path, task):
 
 
 def test_a_gate_that_is_missed_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoder_variants, "COSINE", 1.5)
+    monkeypatch.setitem(encoder_variants.LIMITS, "int8", encoder_variants.Limits(1.5, 0.9, 0.9))
     with pytest.raises(ExportError, match=r"quality gate is missed: the mean cosine .* \(at least 1.5\)"):
         written(tmp_path / "package")
     assert not any(tmp_path.iterdir())
