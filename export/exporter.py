@@ -88,7 +88,8 @@ def export(
                 shutil.copyfile(file, folder / file.name)
         decodes = any(edge.windows for _, edge in parts.values())
         low = precision != "float32"
-        windows = variants.windows(folder, parts[registry.MODEL][1], text) if low and decodes else []
+        measured = low or cuda.PROVIDER in providers
+        windows = variants.windows(folder, parts[registry.MODEL][1], text) if measured and decodes else []
         wanted = variants.Wanted(precision, windows, reproducible)
         try:
             graphs = _graphs(parts, opset, progress)
@@ -110,7 +111,9 @@ def export(
                     found.comparisons += made.comparisons
                 if openvino.PROVIDER in providers:
                     openvino.make(folder, module, edge, found, made, stage)
-                if cuda.PROVIDER in providers:
+                if cuda.PROVIDER in providers and edge.windows:
+                    cuda.make_decoder(folder, module, edge, windows[1:], made, stage)
+                elif cuda.PROVIDER in providers:
                     cuda.make_encoder(folder, module, edge, task or {}, text, found, made, stage)
                 if providers:
                     _refuse_other_answers(found)
@@ -177,7 +180,7 @@ def _refuse_providers(
         if not alone or (decodes and provider == openvino.PROVIDER):
             raise ExportError(f"a graph for {provider} is for encoders, which are one graph without a cache")
     if cuda.PROVIDER in providers:
-        cuda.refuse(task, decodes=decodes)
+        cuda.refuse(task, parts[registry.MODEL][1])
 
 
 def _graphs(parts: dict[str, tuple[nn.Module, Signature]], opset: int, progress: Progress) -> dict[str, ir.Model]:

@@ -33,6 +33,7 @@ CACHE_IN, CACHE_OUT = (3, 4), (1, 2)  # of GroupQueryAttention
 def apply(model: ir.Model) -> int:
     """Rewrites the graph; returns how many nodes compute in float16. Raises ExportError for weights beyond it."""
     graph = model.graph
+    _say_types(graph)
     chosen = _chosen(graph)
     narrow: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
@@ -42,6 +43,14 @@ def apply(model: ir.Model) -> int:
         _widen_outputs(graph, node, chosen)
     remove_unused(model)
     return len(chosen)
+
+
+def _say_types(graph: ir.Graph) -> None:
+    """Gives the values that another rewriting has made the dtype of what they are made of."""
+    for node in graph:
+        for output in node.outputs:
+            if output.dtype is None and node.op_type in HALF and any(map(_is_float32, node.inputs)):
+                output.dtype = ir.DataType.FLOAT
 
 
 def _chosen(graph: ir.Graph) -> set[ir.Node]:

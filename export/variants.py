@@ -115,7 +115,7 @@ def make(
     graph = ir.load(folder / "model.onnx")
     path = file_of(folder, entry)
     try:
-        shared_cache.apply(graph, signature.windows, _max_positions(signature))
+        shared_cache.apply(graph, signature.windows, max_positions(signature))
         residual_norm.apply(graph)
         ir.save(graph, path)
         session = open_("cpu-float32", entry)
@@ -125,9 +125,9 @@ def make(
         made.notes.append(f"no cache written in place: {error}")
         session = open_(None)
     else:
-        steps = list(_steps(Decoder(session), references, made.decoding, progress, "cpu-float32"))
-        keep(made, folder, "cpu-float32", entry, steps)
-        _keep_golden(made, folder, "cpu-float32", session, runs)
+        found = list(steps(Decoder(session), references, made.decoding, progress, "cpu-float32"))
+        keep(made, folder, "cpu-float32", entry, found)
+        keep_golden(made, folder, "cpu-float32", session, runs)
     if precision == "float32":
         return made
 
@@ -135,11 +135,11 @@ def make(
     progress(name, 0, 2)
     entry, graph = described(precision, cache), _to_quantize(folder, model, signature, opset, precision, windows[0])
     if cache == "shared":
-        shared_cache.apply(graph, signature.windows, _max_positions(signature))
+        shared_cache.apply(graph, signature.windows, max_positions(signature))
     if not WAYS[precision](graph):
         raise ExportError(f"there is no product in this graph that {precision} is for")
     if wanted.reproducible:
-        reproducible.apply(graph, _max_positions(signature))
+        reproducible.apply(graph, max_positions(signature))
         entry["reproducible"] = True
     else:
         residual_norm.apply(graph)
@@ -149,9 +149,9 @@ def make(
     progress(name, 1, 2)
     entry["gate"] = gate(Decoder(session), low, windows[1:], GATES[precision])
     progress(name, 2, 2)
-    keep(made, folder, name, entry, list(_steps(low, references, _own_bounds(low, references), progress, name)))
+    keep(made, folder, name, entry, list(steps(low, references, _own_bounds(low, references), progress, name)))
     if cache == "shared":
-        _keep_golden(made, folder, name, low.session, runs)
+        keep_golden(made, folder, name, low.session, runs)
     else:
         entry["tolerances"] = tolerances(low.session, evidence)
     return made
@@ -226,7 +226,7 @@ def _references(
     runs: the model in float64 and in float32.
     """
     found = []
-    todo = decoding.cases(_max_positions(signature))
+    todo = decoding.cases(max_positions(signature))
     for number, case in enumerate(todo):
         progress("decoding", number, len(todo))
         rows = list(zip(case.sequences(_vocabulary(signature)), case.asked(), strict=True))
@@ -251,7 +251,7 @@ def _own_bounds(decoder: Decoder, references: list[tuple[decoding.Case, np.ndarr
     return {case.name: {"whole_pass_error": worst, "bound": 2 * worst} for case, _ in references}
 
 
-def _steps(
+def steps(
     decoder: Decoder,
     references: list[tuple[decoding.Case, np.ndarray]],
     bounds: dict[str, dict[str, float]],
@@ -268,18 +268,20 @@ def _steps(
 
 
 def keep(
-    made: Made, folder: Path, name: str, entry: dict[str, Any], steps: list[tuple[Comparison, dict[str, float]]]
+    made: Made, folder: Path, name: str, entry: dict[str, Any], found: list[tuple[Comparison, dict[str, float]]]
 ) -> None:
-    entry["decoding"] = {comparison.case: record for comparison, record in steps}
+    entry["decoding"] = {comparison.case: record for comparison, record in found}
     entry["operators"] = dict(sorted(operators(file_of(folder, entry)).items()))
     made.variants[name] = entry
 
 
-def _keep_golden(made: Made, folder: Path, name: str, session: Session, runs: Sequence[Run]) -> None:
+def keep_golden(
+    made: Made, folder: Path, name: str, session: Session, runs: Sequence[Run], allowed: float | None = None
+) -> None:
     """Writes the golden vectors of graphs with a shared cache, which all such variants share, and a bound for each.
 
     Of float32 the bound is the largest of its steps and of these cases; of a lower precision it is twice the largest
-    error, of its whole pass and of these cases.
+    error, of its whole pass and of these cases, if `allowed` does not say it.
     """
     signature, entry = session.signature, made.variants[name]
     errors, wide, shapes = [], [], {}
@@ -289,10 +291,12 @@ def _keep_golden(made: Made, folder: Path, name: str, session: Session, runs: Se
         golden.save(folder / target, "input", signature.inputs, inputs)
         golden.save(folder / target, "output", signature.outputs, {"logits": logits.astype(np.float32)})
         shapes[target] = case.name, list(logits.shape)
-        errors.append(largest_error(session.inference.run(["logits"], inputs)[0], logits))
+        errors.append(largest_error(decoding.plainly(session)(inputs)["logits"], logits))
         wide.append(bound(largest_error(rounded[2], logits), logits))
-    steps = [record["bound"] for record in entry["decoding"].values()]
-    allowed = max(*steps, *wide) if entry["precision"] == "float32" else max(*steps, *(2 * error for error in errors))
+    bounds = [record["bound"] for record in entry["decoding"].values()]
+    if allowed is None:
+        own = wide if entry["precision"] == "float32" else [2 * error for error in errors]
+        allowed = max(*bounds, *own)
     if errors and not max(errors) <= allowed:
         raise ExportError(f"the variant {name} is off by {max(errors):.2e} in its golden vectors, over {allowed:.2e}")
     entry["golden"] = {target: {"logits": {"shape": shape, "bound": allowed}} for target, (_, shape) in shapes.items()}
@@ -325,7 +329,7 @@ def windows(folder: Path, signature: Signature, text: str | None) -> list[list[i
 
     Without a tokenizer in the folder its bytes stand for tokens. Raises ExportError for a text that is too short.
     """
-    vocabulary, limit = _vocabulary(signature), _max_positions(signature)
+    vocabulary, limit = _vocabulary(signature), max_positions(signature)
     text = TEXT.read_text(encoding="utf-8") if text is None else text
     if (folder / "tokenizer.json").exists():
         from tokenizers import Tokenizer
@@ -341,7 +345,7 @@ def windows(folder: Path, signature: Signature, text: str | None) -> list[list[i
     return found
 
 
-def _max_positions(signature: Signature) -> int:
+def max_positions(signature: Signature) -> int:
     return next(spec.high or 0 for spec in signature.inputs if spec.name == "position_ids")
 
 

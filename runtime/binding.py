@@ -1,17 +1,17 @@
 """The steps of a decoder behind its cache, whose keys and values stay ONNX Runtime's own from one step to the next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
-from isoformer.runtime.package import TensorSpec
+from isoformer.runtime.package import PAST, PRESENT, TensorSpec
 from isoformer.runtime.providers import onnxruntime_module
 from isoformer.runtime.session import Session, first_line
 from isoformer.runtime.subnormals import flushed
 
-PAST, PRESENT = "past_key_values.", "present."
 NEEDED = ("input_ids", "attention_mask", "logits_positions")
 GIVEN = ".encoder."  # of the keys and values that an encoder made, which no step changes
 Tokens = Sequence[Sequence[int]]
@@ -40,7 +40,9 @@ class Decoder:
         self._width = int(session.signature.outputs[0].axes[2])  # of the logits
         self._inputs = inputs.keys()
         self._cache: PlainCache | SharedCache = (
-            SharedCache(past, self.limit) if session.shared_cache else PlainCache(past, session.provider)
+            SharedCache(past, self.limit, session.provider)
+            if session.shared_cache
+            else PlainCache(past, session.provider)
         )
 
     @property
@@ -271,18 +273,20 @@ class PlainCache:
 
 
 class SharedCache:
-    """Keys and values (B, K, capacity, D) that are written in place, in the CPU's memory.
+    """Keys and values (B, K, capacity, D) that are written in place, in the memory of the provider's device.
 
     Each sequence begins at place 0, and behind its end stands what is not read. The capacity doubles when a
-    sequence outgrows it, so that n tokens cost fewer than n copied places in all.
+    sequence outgrows it, so that n tokens cost fewer than n copied places in all. On a GPU a step copies nothing;
+    growing, taking rows and exchanging them go through the host.
     """
 
     SMALLEST = 256
 
-    def __init__(self, past: list[TensorSpec], limit: int | None) -> None:
+    def __init__(self, past: list[TensorSpec], limit: int | None, device: str = "cpu") -> None:
         self._past, self._limit = past, limit
-        self._arrays: list[np.ndarray] = []
-        self._values: list[Any] = []  # the same memory as OrtValues
+        self._hold: Callable[[np.ndarray], HostMemory | DeviceMemory]
+        self._hold = HostMemory if device == "cpu" else partial(DeviceMemory, device=device)
+        self._held: list[HostMemory | DeviceMemory] = []  # one for each of `past`
         self._binding: Any = None
 
     @staticmethod
@@ -307,21 +311,24 @@ class SharedCache:
         """An IOBinding whose past and present are the same memory; the same one until that moves."""
         if self._binding is None:
             self._binding = inference.io_binding()
-            for spec, value in zip(self._past, self._values, strict=True):
-                self._binding.bind_ortvalue_input(spec.name, value)
-                self._binding.bind_ortvalue_output(_present(spec), value)
+            for spec, held in zip(self._past, self._held, strict=True):
+                self._binding.bind_ortvalue_input(spec.name, held.value)
+                self._binding.bind_ortvalue_output(_present(spec), held.value)
         return self._binding
 
     def keep(self, binding: Any) -> None:
         """Nothing: they are where they were."""
 
     def take(self, rows: Sequence[int], _before: int, length: int) -> None:
-        self._renew(len(rows), self._arrays[0].shape[2], [array[rows, :, :length] for array in self._arrays])
+        kept = [held.read()[rows, :, :length] for held in self._held]
+        self._renew(len(rows), self._held[0].value.shape()[2], kept)
 
     def exchange(self, rows: Sequence[int], start: int, end: int) -> None:
         """Each row becomes the one that `rows` names; they differ in the places from `start` to `end` alone."""
-        for array in self._arrays:
+        for held in self._held:
+            array = held.read()
             array[:, :, start:end] = array[rows, :, start:end]
+            held.write(array)
 
     def cut(self, length: int) -> None:
         """Nothing: what stands behind the end is not read."""
@@ -331,18 +338,47 @@ class SharedCache:
 
     def _reserve(self, batch: int, length: int, used: int) -> None:
         """Room for `length` tokens a sequence, of which the first `used` stay."""
-        if self._arrays and len(self._arrays[0]) == batch and self._arrays[0].shape[2] >= length:
-            return
+        if self._held:
+            rows, _, places, _ = self._held[0].value.shape()
+            if rows == batch and places >= length:
+                return
         capacity = max(self.SMALLEST, 1 << (length - 1).bit_length())
         capacity = max(length, capacity if self._limit is None else min(capacity, self._limit))
-        self._renew(batch, capacity, [array[:, :, :used] for array in self._arrays] if used else [])
+        self._renew(batch, capacity, [held.read()[:, :, :used] for held in self._held] if used else [])
 
     def _renew(self, batch: int, capacity: int, kept: list[np.ndarray]) -> None:
         arrays = [np.zeros(_sizes(spec, batch, capacity), spec.dtype) for spec in self._past]
         for array, old in zip(arrays, kept, strict=False):
             array[:, :, : old.shape[2]] = old
-        make = onnxruntime_module().OrtValue.ortvalue_from_numpy
-        self._arrays, self._values, self._binding = arrays, [make(array) for array in arrays], None
+        self._held, self._binding = [self._hold(array) for array in arrays], None
+
+
+class HostMemory:
+    """An array and the OrtValue that is the same memory."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.value = onnxruntime_module().OrtValue.ortvalue_from_numpy(array)
+
+    def read(self) -> np.ndarray:
+        return self._array
+
+    def write(self, array: np.ndarray) -> None:
+        """Nothing: whoever changed what was read has changed it."""
+
+
+class DeviceMemory:
+    """An OrtValue on a device, which is read and written as a whole; its address stays."""
+
+    def __init__(self, array: np.ndarray, device: str) -> None:
+        self.value = onnxruntime_module().OrtValue.ortvalue_from_numpy(array, device)
+
+    def read(self) -> np.ndarray:
+        """A copy."""
+        return self.value.numpy().copy()
+
+    def write(self, array: np.ndarray) -> None:
+        self.value.update_inplace(array)
 
 
 def _shared_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -4,17 +4,18 @@ A package carries the tokens of each case and the logits of the float64 referenc
 graph of it, the canonical one and the variants, can be held to them without torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from isoformer.runtime import npz
 from isoformer.runtime.binding import Decoder
+from isoformer.runtime.cases import Arrays
 from isoformer.runtime.errors import IsoformerError, PackageError
 from isoformer.runtime.package import MANIFEST, Package
 from isoformer.runtime.parity import Comparison, compare, sample_indices
-from isoformer.runtime.session import Session
+from isoformer.runtime.session import Session, first_line
 
 FILE = "decoding.npz"
 
@@ -77,6 +78,23 @@ def compared(runtime: str, decoder: Decoder, case: Case, sampled: np.ndarray, al
         return Comparison(runtime, "decoding", case.name, "logits", 0, float("inf"), allowed, str(error))
     values = logits.reshape(-1)[sample_indices(logits.size)] if np.isfinite(logits).all() else sampled * np.nan
     return compare(runtime, "decoding", case.name, "logits", values, sampled, allowed)
+
+
+def plainly(session: Session) -> Callable[[Arrays], Arrays]:
+    """Runs a graph that writes its cache in place as any other: what it writes goes elsewhere.
+
+    Golden vectors hold every cache in float32; what it is here, it becomes.
+    """
+    dtypes = {spec.name: spec.dtype for spec in session.signature.inputs}
+
+    def run(inputs: Arrays) -> Arrays:
+        feeds = {name: array.astype(dtypes[name], copy=False) for name, array in inputs.items()}
+        try:
+            return {"logits": np.asarray(session.inference.run(["logits"], feeds)[0])}
+        except Exception as error:  # ONNX Runtime's exceptions share no narrower base
+            raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
+
+    return run
 
 
 def verify(package: Package, session: Session, runtime: str) -> Iterator[Comparison]:

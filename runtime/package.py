@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +26,7 @@ MAX_GRAPHS = 100
 MAX_ENTRIES = 100_000  # files and folders below the package's
 SCHEMA = 1
 VARIANTS = "variants"
+PAST, PRESENT = "past_key_values.", "present."  # what the names of a cache's inputs and outputs begin with
 PADDED = "-padded"  # ends the name of the variant that takes the batches with padding of the one before
 
 
@@ -181,6 +182,18 @@ class Package:
             if f"{provider}-{wanted}" in self.variants:
                 return f"{provider}-{wanted}"
         return None
+
+    def edge(self, variant: str | None) -> Signature:
+        """The inputs and outputs of a variant: the signature's, but its cache may be of another dtype."""
+        dtype = None if variant is None else self.variant(variant).get("cache_dtype")
+        if dtype is None:
+            return self.signature
+
+        def own(spec: TensorSpec) -> TensorSpec:
+            return replace(spec, dtype=dtype) if spec.name.startswith((PAST, PRESENT)) else spec
+
+        inputs, outputs = (tuple(map(own, specs)) for specs in (self.signature.inputs, self.signature.outputs))
+        return replace(self.signature, inputs=inputs, outputs=outputs)
 
     def precision_of(self, variant: str | None) -> str:
         """The precision of a variant, None being the canonical graph."""

@@ -13,7 +13,7 @@ from isoformer.runtime.by_shape import ByPadding, ByShape, Chooser, key_mask
 from isoformer.runtime.checks import SeenShapes
 from isoformer.runtime.cost import PACKED, cost_on
 from isoformer.runtime.errors import InputError, IsoformerError, PackageError
-from isoformer.runtime.package import PADDED, Package, TensorSpec, load
+from isoformer.runtime.package import PADDED, Package, Signature, TensorSpec, load
 from isoformer.runtime.providers import ProviderName, open_session
 from isoformer.runtime.subnormals import flushed
 from isoformer.runtime.tuning import Choice
@@ -68,7 +68,7 @@ class Session:
         self.provider = provider
         self.cost = cost_on(provider)
         self.text_encoders: dict[bool, Any] = {}  # see `text.text_encoder`
-        self.signature = self.package.signature
+        self.signature = self.package.edge(variant)
         self._inputs = {spec.name: spec for spec in self.signature.inputs}
         self._outputs = [spec.name for spec in self.signature.outputs]
         self._seen = SeenShapes()
@@ -394,13 +394,12 @@ def _open(package: Package, provider: str, threads: int | None, variant: str | N
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base
         raise PackageError(f"ONNX Runtime cannot open {model}: {first_line(error)}") from error
-    _refuse_other_edge(session, package)
+    _refuse_other_edge(session, package, package.edge(variant))
     return session
 
 
-def _refuse_other_edge(session: Any, package: Package) -> None:
+def _refuse_other_edge(session: Any, package: Package, signature: Signature) -> None:
     """Raises PackageError unless the graph's inputs and outputs are those of the signature, in its order."""
-    signature = package.signature
     for kind, values, specs in (
         ("inputs", session.get_inputs(), signature.inputs),
         ("outputs", session.get_outputs(), signature.outputs),

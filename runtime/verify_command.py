@@ -14,7 +14,6 @@ from rich.text import Text
 
 from isoformer.runtime import decoding, matrix
 from isoformer.runtime.baseline import Baseline, Compared, compare, fingerprints, sample
-from isoformer.runtime.cases import Arrays
 from isoformer.runtime.console import counter, err, export_half, out, print_matrix, progress
 from isoformer.runtime.errors import InputError, IsoformerError
 from isoformer.runtime.lanes import CANONICAL, Found, Lane, Samples, described, label_of, replayable
@@ -22,7 +21,7 @@ from isoformer.runtime.package import Package, load
 from isoformer.runtime.parity import Comparison, Report, by_mask_and_length
 from isoformer.runtime.providers import ProviderName, onnxruntime_module
 from isoformer.runtime.runners import programs
-from isoformer.runtime.session import Session, first_line
+from isoformer.runtime.session import Session
 from isoformer.runtime.verify import replay_golden
 from isoformer.runtime.verify import verify as run_checks
 
@@ -171,7 +170,7 @@ def _here(
             report = run_checks(part, session.run, label, seed=seed, variant=variant, progress=advance, keep=keep)
             yield lane, report.comparisons, samples
         elif variant is not None and "golden" in records:
-            yield lane, list(replay_golden(part, _plainly(session), label, variant, keep)), samples
+            yield lane, list(replay_golden(part, decoding.plainly(session), label, variant, keep)), samples
         if part.manifest.get("decoding"):
             advance = counter(show, f"{label}, steps", len(part.manifest["decoding"]))
             steps = []
@@ -183,18 +182,6 @@ def _here(
 
 def _keep(samples: Samples, case: str, output: str, value: np.ndarray) -> None:
     samples[case, output] = sample(value)
-
-
-def _plainly(session: Session) -> Any:
-    """Runs a graph that writes its cache in place as any other: what it writes goes elsewhere."""
-
-    def run(inputs: Arrays) -> Arrays:
-        try:
-            return {"logits": np.asarray(session.inference.run(["logits"], inputs)[0])}
-        except Exception as error:  # ONNX Runtime's exceptions share no narrower base
-            raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
-
-    return run
 
 
 def _reference(part: Package, seed: int, show: Any, *, quiet: bool) -> Iterator[tuple[Lane, list[Comparison], Samples]]:
