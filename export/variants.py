@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -168,7 +168,13 @@ def _to_quantize(
     return graph
 
 
-def gate(reference: Decoder, candidate: Decoder, windows: Sequence[Sequence[int]], limits: Gate) -> dict[str, Any]:
+class Scorer(Protocol):
+    """Whatever gives the logits (length, vocabulary) behind every token of each sequence, as `Decoder` does."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
+
+
+def gate(reference: Scorer, candidate: Scorer, windows: Sequence[Sequence[int]], limits: Gate) -> dict[str, Any]:
     """The candidate's perplexity beside the reference's, for the manifest; ExportError when it misses a limit."""
     score = Score()
     for window in windows:

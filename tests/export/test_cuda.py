@@ -113,6 +113,7 @@ def test_a_weight_that_is_off_is_found_out(package: Package, tmp_path: Path) -> 
     assert not verify(found, Session(found, variant=NAME).run, NAME, seed=5, variant=NAME).passed
 
 
+@pytest.mark.slow
 def test_a_gate_that_is_missed_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(encoder_variants.LIMITS, "float16", encoder_variants.Limits(0.9, 1.5, 0.9))
     with pytest.raises(ExportError, match=r"quality gate is missed: .* similarities .* \(at least 1.5\)"):

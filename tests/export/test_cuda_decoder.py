@@ -23,7 +23,8 @@ NAME = "cuda-float16"
 @pytest.fixture(scope="module", params=[CONFIG, pytest.param(PLAIN, marks=pytest.mark.slow)], ids=["rotary", "learned"])
 def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Package:
     path = tmp_path_factory.mktemp("cuda") / "tiny"
-    return export_small(model_of(request.param), decoder.signature(request.param), path, providers=("cuda",))
+    model, signature, text = model_of(request.param), decoder.signature(request.param), variants.TEXT.read_text()[:900]
+    return export_small(model, signature, path, text=text, providers=("cuda",))
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +74,8 @@ def test_a_cache_in_the_memory_of_a_device_computes_the_same(on_cpu: Package) ->
         found.append(decoder.append([[6], [5]]))
         decoder.take([1, 1, 0])
         found.append(decoder.append([[7], [8], [9]]))
-        for token in range(260):  # over the first capacity
-            step = decoder.append([[token % 101]] * 3)
-        found += [step, decoder.start([[2, 7, 1]])[0], decoder.start([[2, 7, 3, 5]])[0]]
+        steps = [decoder.append([[token % 101]] * 3) for token in range(260)]  # over the first capacity
+        found += [steps[-1], decoder.start([[2, 7, 1]])[0], decoder.start([[2, 7, 3, 5]])[0]]
         return np.concatenate(found)
 
     host = Decoder(Session(on_cpu, variant=NAME))
