@@ -82,8 +82,9 @@ def _least_squares(terms: np.ndarray) -> np.ndarray:
         kept &= factors >= 0
 
 
-# From MiniLM's times on two cores, see docs/decisions/openvino.md; others are taken to be like OpenVINO.
-COSTS = {"cpu": Cost(call=16.0, pair=1 / 4700), "openvino": Cost(step=32)}
+# From MiniLM's times on two cores, see docs/decisions/openvino.md; others are taken to be like OpenVINO. On CUDA a
+# fused kernel takes a mask of a multiple of 4 keys alone, and is at its best at 8: see docs/decisions/cuda.md.
+COSTS = {"cpu": Cost(call=16.0, pair=1 / 4700), "openvino": Cost(step=32), "cuda": Cost(step=8)}
 
 # Of OpenVINO's graph on real tokens.
 PACKED = Cost(step=32, packed=True, halves=True)

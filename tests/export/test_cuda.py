@@ -13,6 +13,7 @@ from isoformer.export import encoder_variants
 from isoformer.export.errors import ExportError
 from isoformer.models.families import attention, encoder
 from isoformer.runtime import PackageError, ProviderError, Session
+from isoformer.runtime.cost import cost_on
 from isoformer.runtime.package import MANIFEST, Package, load
 from isoformer.runtime.verify import verify
 from tests.conftest import export_small
@@ -129,3 +130,7 @@ def test_what_has_no_measure_and_what_is_no_precision_are_refused(tmp_path: Path
         export_small(model, signature, tmp_path / "two", precision="float16")
     with pytest.raises(ExportError, match="for openvino and cuda, not for tpu"):
         export_small(model, signature, tmp_path / "three", providers=("tpu",))
+
+
+def test_lists_of_texts_are_as_wide_as_the_fused_kernel_takes_a_mask() -> None:
+    assert [cost_on("cuda").width(length) for length in (1, 8, 13, 128)] == [8, 8, 16, 128]
