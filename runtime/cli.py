@@ -104,7 +104,7 @@ def export(
         typer.Option(help="fp32; as a variant also int8 (what generates) and int4 (decoders); fp16: see --provider"),
     ] = "fp32",
     text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="int8, int4: a text for the quality gate, instead of its own")
+        Path | None, typer.Option(metavar="FILE", help="int8, int4, cuda: a text for the quality gate, not its own")
     ] = None,
     sound: Annotated[
         Path | None, typer.Option(metavar="FILE", help="int8 of transcribe: a recording for the quality gate")
@@ -131,8 +131,9 @@ def export(
 ) -> None:
     """Write MODEL to OUTPUT as a package, verified against PyTorch in float64."""
     chosen = precision_name(precision)
-    for name, given in (("--text", text), ("--sound", sound)):
-        if given is not None and chosen == "float32":
+    gated = chosen != "float32"
+    for name, given, has_gate in (("--text", text, gated or provider == "cuda"), ("--sound", sound, gated)):
+        if given is not None and not has_gate:
             raise InputError(f"{name} {given} is for the quality gate of int8 and int4")
     if text is not None and sound is not None:
         raise InputError("give --text, or --sound for transcribe, not both")
