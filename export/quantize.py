@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from isoformer.export.edit import array, initializer, remove_unused
+from isoformer.export.edit import array, initializer, remove_unused, take_over
 
 MICROSOFT = "com.microsoft"
 SMALLEST = 256  # values of a weight that is worth it
@@ -59,7 +59,7 @@ def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool]) -> 
                 table = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
                 tables[source, tied] = build.weight(table), build.weight(scale.astype(np.float32).reshape(-1), "scale")
             result = _in_8_bits(build, x, *tables[source, tied], rows, flipped=tied)
-        _take_over(graph, node, result)
+        take_over(node, [result])
     for (source, tied), (table, scale) in tables.items():
         for use in list(source.uses()):
             if tied and use.node.op_type == "Gather" and use.idx == 0:  # its scales are one a row
@@ -142,7 +142,7 @@ def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scale: ir.Value) -
     build, ids = _Builder(graph, node, f"{node.name or node.outputs[0].name}.int8"), node.inputs[1]
     numbers = build("Cast", [build("Gather", [table, ids], axis=0)], to=int(ir.DataType.FLOAT))
     scales = build("Unsqueeze", [build("Gather", [scale, ids], axis=0), build.constant("last", np.array([-1]))])
-    _take_over(graph, node, build("Mul", [numbers, scales]))
+    take_over(node, [build("Mul", [numbers, scales])])
 
 
 def _once(make: Callable[["_Builder", ir.Value], Any]) -> Callable[["_Builder", ir.Value], Any]:
@@ -181,11 +181,3 @@ class _Builder:
         """One that the whole graph shares."""
         known = self.graph.initializers.get(f"quantize.{name}")
         return known or initializer(self.graph, f"quantize.{name}", np.asarray(value))
-
-
-def _take_over(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
-    """`result` in the place of what the node gives, under its name."""
-    old = node.outputs[0]
-    result.name, result.type, result.shape = old.name, old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-    graph.remove(node, safe=True)

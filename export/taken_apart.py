@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from isoformer.export.build import Build
-from isoformer.export.edit import remove_unused
+from isoformer.export.edit import remove_unused, take_over
 from isoformer.export.errors import ExportError
 
 # Below every score, and finite in bfloat16 too, where the lowest float32 is not.
@@ -30,13 +30,7 @@ def apply(model: ir.Model) -> int:
     masks: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for node in layers:
         _refuse(node)
-        old = node.outputs[0]
-        result = build.attention(node, masks)
-        result.type, result.shape = old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-        name = old.name
-        graph.remove(node, safe=True)
-        result.name = name
+        take_over(node, [build.attention(node, masks)])
     if layers:
         _end_with_a_product(graph, build)
     remove_unused(model)
