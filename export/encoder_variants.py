@@ -87,11 +87,11 @@ def make(
     _keep_padding_free(made, folder, open_, evidence)
     if precision == "float32":
         return made
-    texts = _sentences(folder, plain, text)
+    texts = gate_sentences(folder, plain, text)
     exact = open_("cpu-float32", made.variants["cpu-float32"]) if made.variants else open_(None)
     name = f"cpu-{PRECISION}"
     progress(name, 0, 2)
-    graph = to_onnx(_smoothed(model, signature, plain, texts), signature, opset)
+    graph = to_onnx(smoothed(model, signature, plain, texts), signature, opset)
     found = padding_free_form(graph) if made.variants else None
     graph, zero = found or (graph, [])
     if not quantize.int8(graph):
@@ -217,7 +217,7 @@ def _checked_embeddings(exact: np.ndarray, low: np.ndarray) -> dict[str, Any]:
     return found
 
 
-def _smoothed(
+def smoothed(
     model: nn.Module, signature: Signature, plain: RuntimeSignature, texts: Sequence[Sequence[int]]
 ) -> nn.Module:
     """A copy of the model after `smooth`, over the texts."""
@@ -227,7 +227,7 @@ def _smoothed(
     return model
 
 
-def _sentences(folder: Path, signature: RuntimeSignature, text: str | None) -> list[list[int]]:
+def gate_sentences(folder: Path, signature: RuntimeSignature, text: str | None) -> list[list[int]]:
     """The tokens of each sentence; without a tokenizer in the folder its bytes stand for tokens.
 
     Raises ExportError for fewer than four, whose similarities would have no order to speak of.

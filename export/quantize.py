@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from isoformer.export.edit import array, initializer, remove_unused, take_over
+from isoformer.export.build import Build, Constants
+from isoformer.export.edit import array, remove_unused, take_over
 
 MICROSOFT = "com.microsoft"
 SMALLEST = 256  # values of a weight that is worth it
@@ -44,12 +45,12 @@ def int4(model: ir.Model) -> int:
 
 def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool]) -> int:
     graph = model.graph
-    rows, blocks = _once(_rows), _once(_block_sums)
+    rows, blocks, constant = _once(_rows), _once(_block_sums), Constants(graph, "quantize")
     found = [(node, *weight) for node in list(graph) if (weight := _weight(node)) is not None]
     tables: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value]] = {}
     for number, (node, source, tied) in enumerate(found):
         x, values = node.inputs[0], array(source)
-        build = _Builder(graph, node, f"product.{number}")
+        build = Build(graph, f"product.{number}", node, constant)
         if in_4_bits(values, tied):
             result = _in_4_bits(build, x, values, blocks)
         else:
@@ -63,37 +64,38 @@ def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool]) -> 
     for (source, tied), (table, scale) in tables.items():
         for use in list(source.uses()):
             if tied and use.node.op_type == "Gather" and use.idx == 0:  # its scales are one a row
-                _look_up(graph, use.node, table, scale)
+                name = f"{use.node.name or use.node.outputs[0].name}.int8"
+                _look_up(Build(graph, name, use.node, constant), use.node, table, scale)
     if found:
         model.opset_imports.setdefault(MICROSOFT, 1)
         remove_unused(model)
     return len(found)
 
 
-def _in_8_bits(build: "_Builder", x: Any, table: Any, scale: Any, rows: Any, *, flipped: bool) -> ir.Value:
-    weight = build("Transpose", [table], perm=[1, 0]) if flipped else table
+def _in_8_bits(build: Build, x: Any, table: Any, scale: Any, rows: Any, *, flipped: bool) -> ir.Value:
+    weight = build("Transpose", table, perm=[1, 0]) if flipped else table
     quantized, peak = rows(build, x)
-    unit, zero = build.constant("unit", np.float32(1 / 127)), build.constant("zero", np.uint8(128))
+    unit, zero = build.constant(np.float32(1 / 127)), build.constant(np.uint8(128))
     # With these scales in the operator itself, no optimizer of ONNX Runtime takes p for a scalar.
-    product = build("MatMulIntegerToFloat", [quantized, weight, unit, scale, zero], domain=MICROSOFT)
-    return build("Mul", [product, peak])
+    product = build("MatMulIntegerToFloat", quantized, weight, unit, scale, zero, domain=MICROSOFT)
+    return build("Mul", product, peak)
 
 
-def _rows(build: "_Builder", x: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _rows(build: Build, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """q (unsigned around 128, which the processors' products want) and p."""
     # Of a row of zeros q is 0 / 0, for which there stands some number or other, and its product with p is 0 again.
-    peak = build("ReduceMax", [build("Abs", [x]), build.constant("last", np.array([-1]))], keepdims=1)
-    unit, zero = build.constant("unit", np.float32(1 / 127)), build.constant("zero", np.uint8(128))
-    return build("QuantizeLinear", [build("Div", [x, peak]), unit, zero]), peak
+    peak = build("ReduceMax", build("Abs", x), build.constant([-1]), keepdims=1)
+    unit, zero = build.constant(np.float32(1 / 127)), build.constant(np.uint8(128))
+    return build("QuantizeLinear", build("Div", x, peak), unit, zero), peak
 
 
-def _in_4_bits(build: "_Builder", x: Any, values: np.ndarray, blocks: Any) -> ir.Value:
+def _in_4_bits(build: Build, x: Any, values: np.ndarray, blocks: Any) -> ir.Value:
     packed, scale, offset = pack(values)
     size, columns = values.shape
-    inputs = [x, build.weight(packed), build.weight(scale.reshape(-1), "scale")]
+    inputs = x, build.weight(packed), build.weight(scale.reshape(-1), "scale")
     attributes = {"K": size, "N": columns, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
-    product = build("MatMulNBits", inputs, domain=MICROSOFT, **attributes)
-    return build("Add", [product, build("MatMul", [blocks(build, x), build.weight(offset, "offset")])])
+    product = build("MatMulNBits", *inputs, domain=MICROSOFT, **attributes)
+    return build("Add", product, build("MatMul", blocks(build, x), build.weight(offset, "offset")))
 
 
 def pack(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,13 +113,13 @@ def pack(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return packed, scale.astype(np.float32), (low + 8 * scale).T.astype(np.float32)
 
 
-def _block_sums(build: "_Builder", x: ir.Value) -> ir.Value:
+def _block_sums(build: Build, x: ir.Value) -> ir.Value:
     """(…, K) → (…, K / 32), as a product with ones, which is one fast operator."""
     size = x.shape[-1] if x.shape is not None else None
     if not isinstance(size, int):
         raise ValueError(f"the width of {x.name} is not known")
     ones = np.kron(np.eye(size // BLOCK, dtype=np.float32), np.ones((BLOCK, 1), np.float32))
-    return build("MatMul", [x, build.constant(f"blocks.{size}", ones)])
+    return build("MatMul", x, build.constant(ones))
 
 
 def _weight(node: ir.Node) -> tuple[ir.Value, bool] | None:
@@ -137,47 +139,21 @@ def _weight(node: ir.Node) -> tuple[ir.Value, bool] | None:
     return (value, flipped) if value.const_value.size >= SMALLEST and value.dtype == ir.DataType.FLOAT else None
 
 
-def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scale: ir.Value) -> None:
+def _look_up(build: Build, node: ir.Node, table: ir.Value, scale: ir.Value) -> None:
     """Gather(W, ids) of the 8-bit table, whose scales are one a row."""
-    build, ids = _Builder(graph, node, f"{node.name or node.outputs[0].name}.int8"), node.inputs[1]
-    numbers = build("Cast", [build("Gather", [table, ids], axis=0)], to=int(ir.DataType.FLOAT))
-    scales = build("Unsqueeze", [build("Gather", [scale, ids], axis=0), build.constant("last", np.array([-1]))])
-    take_over(node, [build("Mul", [numbers, scales])])
+    ids = node.inputs[1]
+    numbers = build("Cast", build("Gather", table, ids, axis=0), to=int(ir.DataType.FLOAT))
+    scales = build("Unsqueeze", build("Gather", scale, ids, axis=0), build.constant([-1]))
+    take_over(node, [build("Mul", numbers, scales)])
 
 
-def _once(make: Callable[["_Builder", ir.Value], Any]) -> Callable[["_Builder", ir.Value], Any]:
+def _once(make: Callable[[Build, ir.Value], Any]) -> Callable[[Build, ir.Value], Any]:
     """What is made of an activation, made once for all that read it."""
     made: dict[ir.Value, Any] = {}
 
-    def get(build: _Builder, x: ir.Value) -> Any:
+    def get(build: Build, x: ir.Value) -> Any:
         if x not in made:
             made[x] = make(build, x)
         return made[x]
 
     return get
-
-
-class _Builder:
-    """Adds nodes in front of `place` and constants to the graph, under names of its own."""
-
-    def __init__(self, graph: ir.Graph, place: ir.Node, prefix: str) -> None:
-        self.graph, self.place, self.prefix = graph, place, prefix
-        self.names: set[str] = set()
-
-    def __call__(self, kind: str, inputs: list[Any], domain: str = "", **attributes: Any) -> ir.Value:
-        name = f"{self.prefix}.{kind}"
-        if name in self.names:
-            name = f"{name}_{len(self.names)}"
-        self.names.add(name)
-        node = ir.node(kind, inputs, attributes=attributes, domain=domain, name=name)
-        node.outputs[0].name = name
-        self.graph.insert_before(self.place, node)
-        return node.outputs[0]
-
-    def weight(self, values: np.ndarray, name: str = "weight") -> ir.Value:
-        return initializer(self.graph, f"{self.prefix}.{name}", values)
-
-    def constant(self, name: str, value: Any) -> ir.Value:
-        """One that the whole graph shares."""
-        known = self.graph.initializers.get(f"quantize.{name}")
-        return known or initializer(self.graph, f"quantize.{name}", np.asarray(value))

@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from isoformer.export import shared_cache
 from isoformer.export.build import Build
-from isoformer.export.edit import initializer, remove_unused, take_over
+from isoformer.export.edit import remove_unused, take_over
 from isoformer.export.errors import ExportError
 
 # Of a score that is masked: exp of it is exactly 0.
@@ -181,7 +181,7 @@ class _Build(Build):
                 raise ExportError("--reproducible is for rotary positions that are an input, position_ids")
             self.tables[key] = []
             for name, values in (("C", np.concatenate([c, c], -1)), ("S", np.concatenate([-s, s], -1))):
-                table = initializer(self.whole, f"{self.name}.{name}.{len(self.tables)}", values)
+                table = self.weight(values, f"{name}.{len(self.tables)}")
                 rows = self("Gather", table, ids, axis=0)  # (B, L, D)
                 self.tables[key].append(self("Unsqueeze", rows, self.constant([axis])))
         return self.tables[key]
