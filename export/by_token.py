@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
-from isoformer.export.edit import array, constant_rank, remove_unused, take_over
+from isoformer.export.edit import array, constant_rank, remove_unused, take_over, width
 from isoformer.export.errors import ExportError
 
 POINTWISE = {"Gelu", "Relu", "Tanh", "Sigmoid", "Erf", "Identity", "Neg", "Abs", "Sqrt", "Swish"}
@@ -169,10 +169,3 @@ def _run_packed(node: ir.Node, packing: Packing) -> None:
     result, columns = packing.attention(node), width(node.outputs[0])
     take_over(node, [result])
     result.name, result.shape = f"{result.name}.tokens", ir.Shape([None, None, columns])
-
-
-def width(value: ir.Value) -> int:
-    width = value.shape[-1] if value.shape is not None else None
-    if not isinstance(width, int):
-        raise ExportError(f"the width of {value.name} is not known")
-    return width

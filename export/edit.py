@@ -1,10 +1,12 @@
-"""What passes over a graph have in common: constants in and out of it, nodes taken out and replaced."""
+"""What passes over a graph have in common: constants in and out of it, sizes, nodes taken out and replaced."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from isoformer.export.errors import ExportError
 
 
 def array(value: ir.Value | None) -> np.ndarray:
@@ -27,6 +29,19 @@ def constant_rank(value: ir.Value | None) -> int | None:
         return None
     others = (constant_rank(other) for other in producer.inputs[1:])
     return None if None in others else constant_rank(producer.inputs[0])
+
+
+def axis_size(value: ir.Value, axis: int) -> int:
+    """Raises ExportError for an axis of any length."""
+    size = value.shape[axis] if value.shape is not None else None
+    if not isinstance(size, int):
+        raise ExportError(f"axis {axis} of {value.name} has no known size")
+    return size
+
+
+def width(value: ir.Value) -> int:
+    """The size of the last axis. Raises ExportError for one of any length."""
+    return axis_size(value, -1)
 
 
 def initializer(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from isoformer.export import by_token, taken_apart
 from isoformer.export.build import Build
-from isoformer.export.by_token import width
+from isoformer.export.edit import width
 from isoformer.export.key_scale import product_of
 
 GROUPS = 2

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from isoformer.export import by_token
 from isoformer.export.build import Build, Nodes
-from isoformer.export.by_token import width
+from isoformer.export.edit import width
 
 MICROSOFT = "com.microsoft"
 # Scores of one head, over the batch, above which they are not held in memory all at once.

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from isoformer.export.build import Build, Constants
-from isoformer.export.edit import array, remove_unused, take_over
+from isoformer.export.edit import array, remove_unused, take_over, width
 
 MICROSOFT = "com.microsoft"
 SMALLEST = 256  # values of a weight that is worth it
@@ -115,10 +115,7 @@ def pack(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _block_sums(build: Build, x: ir.Value) -> ir.Value:
     """(…, K) → (…, K / 32), as a product with ones, which is one fast operator."""
-    size = x.shape[-1] if x.shape is not None else None
-    if not isinstance(size, int):
-        raise ValueError(f"the width of {x.name} is not known")
-    ones = np.kron(np.eye(size // BLOCK, dtype=np.float32), np.ones((BLOCK, 1), np.float32))
+    ones = np.kron(np.eye(width(x) // BLOCK, dtype=np.float32), np.ones((BLOCK, 1), np.float32))
     return build("MatMul", x, build.constant(ones))
 
 
