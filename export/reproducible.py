@@ -88,8 +88,10 @@ def refuse_inexact(model: ir.Model) -> None:
 
 
 def _counts(node: ir.Node) -> bool:
-    """Whether it computes with integers alone."""
-    return all(value is not None and value.dtype is not None and value.dtype.is_integer() for value in node.inputs)
+    """Whether it makes integers of integers alone; what makes numbers of nothing, such as RandomNormal, does not."""
+    values = [*node.inputs, *node.outputs]
+    integers = all(value is not None and value.dtype is not None and value.dtype.is_integer() for value in values)
+    return integers and bool(node.inputs)
 
 
 class _Build(Build):
