@@ -11,6 +11,9 @@ other rows: docs/decisions/variants.md.
 float32 (MatMulNBits rounds them to 8 bits by blocks where the processor is faster so):
 
     W = d · (w - 8) + (m + 8 d),  w = 0 … 15      y = x @ [d · (w - 8)] + [sums of x by blocks] @ [m + 8 d]
+
+Where each block's values are whole multiples of a step that 4 bits can count (`gptq` makes them so, and GGUF's Q4_0 is
+such), the offset is a whole number z of steps, which the operator itself takes: W = d · (w - z), z = 0 … 15.
 """
 
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from isoformer.export.edit import array, remove_unused, take_over, width
 MICROSOFT = "com.microsoft"
 SMALLEST = 256  # values of a weight that is worth it
 BLOCK = 32
+ROUNDING = 1e-4  # of a step: what float32 makes of whole ones, some thousand times over
 
 
 def int8(model: ir.Model) -> int:
@@ -90,10 +94,14 @@ def _rows(build: Build, x: ir.Value) -> tuple[ir.Value, ir.Value]:
 
 
 def _in_4_bits(build: Build, x: Any, values: np.ndarray, blocks: Any) -> ir.Value:
-    packed, scale, offset = pack(values)
     size, columns = values.shape
-    inputs = x, build.weight(packed), build.weight(scale.reshape(-1), "scale")
     attributes = {"K": size, "N": columns, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
+    if (whole := pack_whole(values)) is not None:
+        packed, scale, zeros = whole
+        grid = build.weight(scale.reshape(-1), "scale"), build.weight(zeros.reshape(-1), "zeros")
+        return build("MatMulNBits", x, build.weight(packed), *grid, domain=MICROSOFT, **attributes)
+    packed, scale, offset = pack(values)
+    inputs = [x, build.weight(packed), build.weight(scale.reshape(-1), "scale")]
     product = build("MatMulNBits", *inputs, domain=MICROSOFT, **attributes)
     return build("Add", product, build("MatMul", blocks(build, x), build.weight(offset, "offset")))
 
@@ -104,13 +112,55 @@ def pack(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     d and m take each block's smallest value to 0 and its largest to 15, so that what was stored in this
     form already (GGUF's Q4_1, Q4_0) comes out as it was.
     """
-    blocks = values.T.reshape(values.shape[1], -1, BLOCK).astype(np.float64)  # (N, K / 32, 32)
+    blocks = _blocks(values)
     low, high = blocks.min(-1), blocks.max(-1)
     scale = (high - low) / 15
     steps = np.where(scale > 0, scale, 1.0)[..., None]
     numbers = np.clip(np.round((blocks - low[..., None]) / steps), 0, 15).astype(np.uint8)
-    packed = numbers[..., 0::2] | (numbers[..., 1::2] << 4)
-    return packed, scale.astype(np.float32), (low + 8 * scale).T.astype(np.float32)
+    return _bytes(numbers), scale.astype(np.float32), (low + 8 * scale).T.astype(np.float32)
+
+
+def pack_whole(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """W (K, N) → two values a byte (N, K / 32, 16), d (N, K / 32), and z, two a byte (N, ⌈K / 64⌉).
+
+    None where some block is no grid of up to 16 steps of which one is 0.
+    """
+    blocks = _blocks(values)
+    found = _steps(blocks)
+    if found is None:
+        return None
+    scale, zeros = found
+    numbers = np.clip(np.round(blocks / scale[..., None]) + zeros[..., None], 0, 15).astype(np.uint8)
+    even = np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2)))
+    return _bytes(numbers), scale.astype(np.float32), _bytes(even)
+
+
+def _steps(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """d and z (N, K / 32) of blocks whose values are all d · (w - z), or None."""
+    low, high = np.minimum(blocks.min(-1), 0).reshape(-1), np.maximum(blocks.max(-1), 0).reshape(-1)
+    flat, scale, open_ = blocks.reshape(-1, BLOCK), np.ones(low.size), np.arange(low.size)
+    # From the finest grid on, which holds those of half and a third as many steps as well: they are the same values.
+    for steps in range(15, 0, -1):
+        step = (high[open_] - low[open_]) / steps
+        step[step == 0] = 1.0
+        places = flat[open_] / step[:, None]
+        on_grid = (np.abs(places - np.round(places)) < ROUNDING).all(-1)
+        scale[open_[on_grid]] = step[on_grid]
+        open_ = open_[~on_grid]
+        if not open_.size:
+            shape = blocks.shape[:2]
+            return scale.reshape(shape), np.round(-low / scale).astype(np.uint8).reshape(shape)
+    return None
+
+
+def _blocks(values: np.ndarray) -> np.ndarray:
+    """(K, N) → (N, K / 32, 32), float64."""
+    return values.T.reshape(values.shape[1], -1, BLOCK).astype(np.float64)
+
+
+def _bytes(numbers: np.ndarray) -> np.ndarray:
+    """Two of the last axis' numbers of 4 bits a byte, the first one low."""
+    return numbers[..., 0::2] | (numbers[..., 1::2] << 4)
 
 
 def _block_sums(build: Build, x: ir.Value) -> ir.Value:
