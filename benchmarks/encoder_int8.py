@@ -55,8 +55,8 @@ def vectors() -> Iterator[tuple[str, np.ndarray]]:
         for file in source.files:
             if isinstance(file, Path):
                 (folder / file.name).write_bytes(file.read_bytes())
-        looked_at = encoder_variants.sentences(folder, plain, None, "int8")
-        smoothed = encoder_variants._smoothed(source.model.eval(), edge, plain, looked_at)
+        looked_at = encoder_variants.gate_sentences(folder, plain, None, "int8")
+        smoothed = encoder_variants.smoothed(source.model.eval(), edge, plain, looked_at)
         graphs = {False: to_onnx(source.model, edge, 23), True: to_onnx(smoothed, edge, 23)}
         for way, is_smoothed in {"float32": False, **WAYS}.items():
             found = encoder_variants.padding_free_form(graphs[is_smoothed])

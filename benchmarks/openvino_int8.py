@@ -80,8 +80,8 @@ def write(package: Path, kinds: tuple[str, ...], found: dict[str, tuple[np.ndarr
     """The graph with the products of these kinds between QuantizeLinear and DequantizeLinear."""
     import onnx_ir as ir
 
+    from isoformer.export.build import Build
     from isoformer.export.edit import array
-    from isoformer.export.quantize import _Builder
 
     model = ir.load(package / GRAPH)
     for value in model.graph.initializers.values():  # the weights lie beside another file
@@ -94,14 +94,14 @@ def write(package: Path, kinds: tuple[str, ...], found: dict[str, tuple[np.ndarr
         x, weight, build = (
             node.inputs[0],
             array(node.inputs[1]).astype(np.float64),
-            _Builder(model.graph, node, f"product.{number}"),
+            Build(model.graph, f"product.{number}", node),
         )
         low, high = (end.astype(np.float64) for end in found[x.name])
         if kind != "out":
             peaks = np.maximum(np.maximum(-low, high), 1e-3)
             factor = peaks**POWER / np.maximum(np.abs(weight).max(1), 1e-4) ** (1 - POWER)
             factor /= np.median(factor)
-            x = build("Mul", [x, build.weight((1 / factor).astype(np.float32), "factor")])
+            x = build("Mul", x, build.weight((1 / factor).astype(np.float32), "factor"))
             weight, low, high = weight * factor[:, None], low / factor, high / factor
         if kind == "down":  # behind GELU: hardly anything below 0
             step = (high.max() - low.min()) / 255
@@ -109,7 +109,7 @@ def write(package: Path, kinds: tuple[str, ...], found: dict[str, tuple[np.ndarr
         else:
             step, zero = max(high.max(), -low.min()) / 127, np.int8(0)
         scale = [build.weight(np.asarray(step, np.float32), "step"), build.weight(np.asarray(zero), "zero")]
-        x = build("DequantizeLinear", [build("QuantizeLinear", [x, *scale]), *scale])
+        x = build("DequantizeLinear", build("QuantizeLinear", x, *scale), *scale)
         columns = np.maximum(np.abs(weight).max(0), 1e-9) / 127
         values = build.weight(np.round(weight / columns).astype(np.int8))
         exact = [
@@ -117,7 +117,7 @@ def write(package: Path, kinds: tuple[str, ...], found: dict[str, tuple[np.ndarr
             build.weight(np.zeros(len(columns), np.int8), "zeros"),
         ]
         node.replace_input_with(0, x)
-        node.replace_input_with(1, build("DequantizeLinear", [values, *exact], axis=1))
+        node.replace_input_with(1, build("DequantizeLinear", values, *exact, axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".data").unlink(missing_ok=True)
     ir.save(model, path, external_data="model.data")

@@ -2,14 +2,15 @@
 
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
+
+from isoformer.runtime.tune.answering import Answering
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,13 +30,16 @@ def take_turns(
     """
     shuffle = random.Random(0).shuffle  # noqa: S311
     with ExitStack() as stack:
-        workers = {engine: stack.enter_context(_worker(command)) for engine, command in commands.items()}
+        workers = {}
+        for engine, command in commands.items():
+            workers[engine] = Answering(command, cwd=ROOT)
+            stack.callback(workers[engine].end)
         rounds = [(question, turn) for question in questions for turn in range(-1, count)]
         for question, turn in track(rounds, description="turns", console=Console(stderr=True)):
             order, replies = list(workers), {}
             shuffle(order)
             for engine in order:
-                reply = _ask(workers[engine], question)
+                reply = workers[engine].ask(question)
                 if reply:
                     replies[engine] = json.loads(reply)
                 elif lost is None:
@@ -45,27 +49,3 @@ def take_turns(
                     del workers[engine]
             if turn >= 0:
                 yield from (replies[engine] | {"turn": turn} for engine in workers if engine in replies)
-
-
-@contextmanager
-def _worker(command: Sequence[str]) -> Iterator[subprocess.Popen]:
-    """A process that is ended with the block."""
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):  # what was written to a process that has stopped
-                if pipe:
-                    pipe.close()
-
-
-def _ask(process: subprocess.Popen, question: str) -> str:
-    """The line that a worker answers with, "" when it has stopped."""
-    try:
-        print(question, file=process.stdin, flush=True)
-    except BrokenPipeError:
-        return ""
-    return process.stdout.readline() if process.stdout else ""

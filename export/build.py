@@ -34,24 +34,45 @@ class Nodes:
         return ir.Graph(inputs, outputs, nodes=self.made, name=self.name)
 
 
-class Build(Nodes):
-    """Nodes at the end of a graph, to be sorted later, and constants that they share."""
+class Constants:
+    """A graph's constants, each of them once."""
 
     def __init__(self, graph: ir.Graph, name: str) -> None:
+        self.graph, self.name = graph, name
+        self.known: dict[tuple, ir.Value] = {}
+
+    def __call__(self, value: Any) -> ir.Value:
+        values = np.asarray(value)
+        key = (values.dtype, values.shape, values.tobytes())
+        if key not in self.known:
+            self.known[key] = initializer(self.graph, f"{self.name}.constant.{len(self.known)}", values)
+        return self.known[key]
+
+
+class Build(Nodes):
+    """Nodes of a graph, and what they read.
+
+    place: the node in front of which they stand; without one they stand at the end, to be sorted later. constant: what
+    it shares with others.
+    """
+
+    def __init__(
+        self, graph: ir.Graph, name: str, place: ir.Node | None = None, constant: Constants | None = None
+    ) -> None:
         super().__init__(name)
-        self.whole = graph
-        self.constants: dict[tuple, ir.Value] = {}
+        self.whole, self.place = graph, place
+        self.constant = constant or Constants(graph, name)
 
     def several(
         self, count: int, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
     ) -> Sequence[ir.Value]:
         outputs = super().several(count, kind, *inputs, domain=domain, **attributes)
-        self.whole.append(self.made[-1])
+        if self.place is None:
+            self.whole.append(self.made[-1])
+        else:
+            self.whole.insert_before(self.place, self.made[-1])
         return outputs
 
-    def constant(self, value: Any) -> ir.Value:
-        values = np.asarray(value)
-        key = (values.dtype, values.shape, values.tobytes())
-        if key not in self.constants:
-            self.constants[key] = initializer(self.whole, f"{self.name}.constant.{len(self.constants)}", values)
-        return self.constants[key]
+    def weight(self, values: np.ndarray, name: str = "weight") -> ir.Value:
+        """A constant under a name of its own, which must be new."""
+        return initializer(self.whole, f"{self.name}.{name}", values)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
-from isoformer.export.edit import array, constant_rank, remove_unused
+from isoformer.export.edit import array, constant_rank, remove_unused, take_over, width
 from isoformer.export.errors import ExportError
 
 POINTWISE = {"Gelu", "Relu", "Tanh", "Sigmoid", "Erf", "Identity", "Neg", "Abs", "Sqrt", "Swish"}
@@ -58,7 +58,7 @@ def apply(model: ir.Model, make: Callable[[ir.Graph, ir.Value], Packing]) -> lis
         if uses or value.is_graph_output():
             _take_outside(graph, value, uses, packing.unpacked(value))
     for node in layers:
-        _take_over(graph, node, packing.attention(node))
+        _run_packed(node, packing)
     for value in inside:
         value.shape = ir.Shape([None, None, width(value)])
     remove_unused(model)
@@ -165,15 +165,7 @@ def _take_outside(graph: ir.Graph, value: ir.Value, uses: Sequence[Any], result:
             value.name, result.name = f"{name}.packed", name
 
 
-def _take_over(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
-    old = node.outputs[0]
-    result.name, result.type, result.shape = f"{old.name}.tokens", old.type, ir.Shape([None, None, width(old)])
-    ir.convenience.replace_all_uses_with(old, result)
-    graph.remove(node, safe=True)
-
-
-def width(value: ir.Value) -> int:
-    width = value.shape[-1] if value.shape is not None else None
-    if not isinstance(width, int):
-        raise ExportError(f"the width of {value.name} is not known")
-    return width
+def _run_packed(node: ir.Node, packing: Packing) -> None:
+    result, columns = packing.attention(node), width(node.outputs[0])
+    take_over(node, [result])
+    result.name, result.shape = f"{result.name}.tokens", ir.Shape([None, None, columns])

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from isoformer.export import additive_mask, encoder_variants, golden, half, residual_norm, shared_cache, variants
-from isoformer.export.encoder_variants import compared, sentences
+from isoformer.export.encoder_variants import compared, gate_sentences
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress, torch_runner
 from isoformer.export.tolerances import of_torch
@@ -67,7 +67,7 @@ def make_encoder(
     for a graph that is not made for float16 or float16 not for it.
     """
     plain = RuntimeSignature.read(signature.to_dict())
-    texts = sentences(folder, plain, text, PRECISION)
+    texts = gate_sentences(folder, plain, text, PRECISION)
     progress(NAME, 0, 3)
     graph, entry = _in_half(_whole(folder)), _described("none")
     additive_mask.apply(graph)

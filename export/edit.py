@@ -1,8 +1,12 @@
-"""What passes over a graph have in common: constants in and out of it, nodes taken out and replaced."""
+"""What passes over a graph have in common: constants in and out of it, sizes, nodes taken out and replaced."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from isoformer.export.errors import ExportError
 
 
 def array(value: ir.Value | None) -> np.ndarray:
@@ -27,6 +31,19 @@ def constant_rank(value: ir.Value | None) -> int | None:
     return None if None in others else constant_rank(producer.inputs[0])
 
 
+def axis_size(value: ir.Value, axis: int) -> int:
+    """Raises ExportError for an axis of any length."""
+    size = value.shape[axis] if value.shape is not None else None
+    if not isinstance(size, int):
+        raise ExportError(f"axis {axis} of {value.name} has no known size")
+    return size
+
+
+def width(value: ir.Value) -> int:
+    """The size of the last axis. Raises ExportError for one of any length."""
+    return axis_size(value, -1)
+
+
 def initializer(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
     """A constant that the graph gets, under a name that it does not have yet."""
     tensor = ir.tensor(np.ascontiguousarray(values) if values.ndim else values, name=name)
@@ -40,15 +57,16 @@ def remove_unused(model: ir.Model) -> bool:
     return RemoveUnusedNodesPass()(model).modified
 
 
-def take_over(node: ir.Node, results: list[ir.Value]) -> None:
-    """`results` in the place of the node's first outputs, under their names; it goes, and others must be unused."""
-    graph, outputs = node.graph, list(node.outputs)
-    if not isinstance(graph, ir.Graph):
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """`new` for all who read `old`, and as the graph's output, under its name and with its type and shape."""
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def take_over(node: ir.Node, results: Sequence[ir.Value]) -> None:
+    """`results` in the place of the node's first outputs; it goes, and others must be unused."""
+    if node.graph is None:
         raise ValueError(f"{node.name} stands in no graph")
-    for old, new in zip(outputs, results, strict=False):
-        new.type, new.shape = old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    names = [old.name for old in outputs]
-    graph.remove(node, safe=True)
-    for new, name in zip(results, names, strict=False):
-        new.name = name
+    for old, new in zip(node.outputs, results, strict=False):
+        replace(old, new)
+    node.graph.remove(node, safe=True)

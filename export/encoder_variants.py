@@ -99,11 +99,11 @@ def make(
     _keep_padding_free(made, folder, open_, evidence)
     if precision == "float32":
         return made
-    texts = sentences(folder, plain, text, PRECISION)
+    texts = gate_sentences(folder, plain, text, PRECISION)
     exact = open_("cpu-float32", made.variants["cpu-float32"]) if made.variants else open_(None)
     name = f"cpu-{PRECISION}"
     progress(name, 0, 2)
-    graph = to_onnx(_smoothed(model, signature, plain, texts), signature, opset)
+    graph = to_onnx(smoothed(model, signature, plain, texts), signature, opset)
     found = padding_free_form(graph) if made.variants else None
     graph, zero = found or (graph, [])
     if not quantize.int8(graph):
@@ -248,7 +248,7 @@ def _checked_embeddings(exact: np.ndarray, low: np.ndarray, limits: Limits) -> d
     return found
 
 
-def _smoothed(
+def smoothed(
     model: nn.Module, signature: Signature, plain: RuntimeSignature, texts: Sequence[Sequence[int]]
 ) -> nn.Module:
     """A copy of the model after `smooth`, over the texts."""
@@ -258,7 +258,7 @@ def _smoothed(
     return model
 
 
-def sentences(folder: Path, signature: RuntimeSignature, text: str | None, precision: str) -> list[list[int]]:
+def gate_sentences(folder: Path, signature: RuntimeSignature, text: str | None, precision: str) -> list[list[int]]:
     """The tokens of each sentence; without a tokenizer in the folder its bytes stand for tokens.
 
     Raises ExportError for fewer than four, whose similarities would have no order to speak of.

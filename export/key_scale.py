@@ -12,8 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from isoformer.export.build import Build
-from isoformer.export.by_token import width
-from isoformer.export.edit import constant_rank
+from isoformer.export.edit import constant_rank, width
 
 
 def apply(model: ir.Model) -> int:

@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from isoformer.export import by_token, taken_apart
 from isoformer.export.build import Build
-from isoformer.export.by_token import width
+from isoformer.export.edit import width
+from isoformer.export.kept import Kept
 from isoformer.export.key_scale import product_of
 
 GROUPS = 2
@@ -60,27 +61,17 @@ class _Packing:
 
     def __init__(self, graph: ir.Graph, real: ir.Value) -> None:
         put = self.put = Build(graph, "packed")
-        batch, length = (put("Shape", real, start=i, end=i + 1) for i in (0, 1))
-        self.length = length
-        first = put("Equal", self._range(length), put.constant(0))  # (L,)
-        kept = put("Cast", put("Or", real, first), to=ir.DataType.INT64)  # (B, L)
-        flat = put("Reshape", kept, put.constant([-1]))
-        # (B, L): 0 where nothing is computed, n at the n-th token that is
-        self.rows = put("Reshape", put("Mul", put("CumSum", flat, put.constant(0)), flat), put("Shape", real))
-        places = put("Squeeze", put("NonZero", flat), put.constant([0]))  # (N,)
-        more = put("Sub", self._rounded_up(put("Shape", places), TOKENS), put("Shape", places))
-        self.places = put("Concat", places, put("Expand", put.constant([0]), more), axis=0)
-        counts = put("ReduceSum", kept, put.constant([1]), keepdims=0)  # (B,), at least 1
+        kept = self.kept = Kept(put, real)
+        number = put("Shape", kept.places)
+        more = put("Sub", self._rounded_up(number, TOKENS), number)
+        self.places = put("Concat", kept.places, put("Expand", put.constant([0]), more), axis=0)  # (N,)
         keys = put("ReduceSum", put("Cast", real, to=ir.DataType.INT64), put.constant([1]), keepdims=0)
-        starts, end = self._group(batch, counts, put("Sub", counts, keys))
-        own = put("Gather", starts, put("Div", self.places, length))
+        batch = put("Shape", real, start=0, end=1)
+        starts, end = self._group(batch, kept.counts, put("Sub", kept.counts, keys))
+        own = put("Gather", starts, put("Div", self.places, kept.length))
         # (N,): of each token its place among the results of all groups, any for those beyond the real ones
-        tokens = self._range(put("Shape", self.places))
+        tokens = kept.range(put("Shape", self.places))
         self.results = put("Min", put("Add", own, tokens), put("Sub", end, put.constant([1])))
-
-    def _range(self, size: ir.Value) -> ir.Value:
-        """0, 1, …: as many as the one number of a vector says."""
-        return self.put("Range", self.put.constant(0), self.put("Squeeze", size), self.put.constant(1))
 
     def _rounded_up(self, number: ir.Value, step: int) -> ir.Value:
         steps = self.put("Div", self.put("Add", number, self.put.constant([step - 1])), self.put.constant([step]))
@@ -99,7 +90,7 @@ class _Packing:
         order = put.several(2, "TopK", counts, batch, axis=0)[1]
         begins = put("Gather", put("Sub", put("CumSum", counts, put.constant(0)), counts), order)
         counts, skipped = put("Gather", counts, order), put("Gather", skipped, order)
-        rank, last = self._range(batch), put("Sub", put("Shape", self.places), one)
+        rank, last = self.kept.range(batch), put("Sub", put("Shape", self.places), one)
         starts = offset = put.constant([0])
         self.groups: list[tuple[ir.Value, ir.Value]] = []
         for number in range(GROUPS):
@@ -111,7 +102,7 @@ class _Packing:
                 put("Unsqueeze", put("Slice", values, begin, stop, put.constant([0])), one)
                 for values in (begins, counts, skipped)
             ]  # each (b, 1)
-            self._add_group(self._range(wide), own, last)
+            self._add_group(self.kept.range(wide), own, last)
             here = put("Add", offset, put("Mul", put("Sub", rank, first), wide))
             starts = put("Where", put("GreaterOrEqual", rank, first), here, starts)
             offset = put("Add", offset, put("Mul", put("Sub", stop, begin), wide))
@@ -136,13 +127,7 @@ class _Packing:
 
     def packed(self, value: ir.Value) -> ir.Value:
         """(B, L, E) → (1, N, E), (B, L) → (1, N); (L, E), a row for each place, → (1, N, E)"""
-        if value.dtype != ir.DataType.FLOAT:
-            flat = self.put("Reshape", value, self.put.constant([-1]))
-        elif value.shape is not None and len(value.shape) == 2:
-            return self._alone(self.put("Gather", value, self.put("Mod", self.places, self.length)))
-        else:
-            flat = self.put("Reshape", value, self.put.constant([-1, width(value)]))
-        return self._alone(self.put("Gather", flat, self.places))
+        return self._alone(self.kept.packed(value, self.places))
 
     def _alone(self, tokens: ir.Value) -> ir.Value:
         return self.put("Unsqueeze", tokens, self.put.constant([0]))
@@ -152,9 +137,7 @@ class _Packing:
         size, producer = width(value), value.producer()
         if producer is not None and producer.op_type in by_token.NORMS:  # else the model's sums stay in float32
             value = taken_apart.through_identity(self.put, value, size)
-        tokens = self.put("Reshape", value, self.put.constant([-1, size]))
-        zero = self.put.constant(np.zeros((1, size), np.float32))
-        return self.put("Gather", self.put("Concat", zero, tokens, axis=0), self.rows)
+        return self.kept.unpacked(value, size)
 
     def attention(self, node: ir.Node) -> ir.Value:
         """The node's attention, of packed queries, keys and values: (1, N, E), each group's in a rectangle."""

@@ -21,7 +21,8 @@ import onnx_ir as ir
 
 from isoformer.export import by_token
 from isoformer.export.build import Build, Nodes
-from isoformer.export.by_token import width
+from isoformer.export.edit import width
+from isoformer.export.kept import Kept
 
 MICROSOFT = "com.microsoft"
 # Scores of one head, over the batch, above which they are not held in memory all at once.
@@ -40,49 +41,33 @@ class _Packing:
 
     def __init__(self, graph: ir.Graph, real: ir.Value) -> None:
         put = self.put = Build(graph, "padding_free")
-        self.size, self.shapes = put("Shape", real), {}
-        self.batch, length = (put("Squeeze", put("Shape", real, start=i, end=i + 1)) for i in (0, 1))
-        first = put("Equal", put("Range", put.constant(0), length, put.constant(1)), put.constant(0))  # (L,)
-        kept = put("Cast", put("Or", real, first), to=ir.DataType.INT64)  # (B, L)
-        flat = put("Reshape", kept, put.constant([-1]))
-        self.places = put("Squeeze", put("NonZero", flat), put.constant([0]))  # (N,)
-        # (B, L): 0 where nothing is computed, n at the n-th token that is
-        self.rows = put("Reshape", put("Mul", put("CumSum", flat, put.constant(0)), flat), self.size)
-        self.lengths = put("ReduceSum", kept, put.constant([1]), keepdims=0)  # (B,), at least 1
-        self.ends = put("CumSum", self.lengths, put.constant(0))
+        self.kept, self.shapes = Kept(put, real), {}
+        self.ends = put("CumSum", self.kept.counts, put.constant(0))
         numbers = put("Cast", real, to=ir.DataType.INT64)
-        self.keys = put("ReduceSum", numbers, put.constant([1]), keepdims=0)  # (B,), lengths or 1 less: not the first
+        self.keys = put("ReduceSum", numbers, put.constant([1]), keepdims=0)  # (B,), counts or 1 less: not the first
         full = put("Equal", put("ReduceSum", numbers, keepdims=0), put("Size", real))
+        self.batch, length = put("Squeeze", put("Shape", real, start=0, end=1)), put("Squeeze", self.kept.length)
         scores = put("Mul", put("Mul", self.batch, length), length)
         self.whole = put("And", full, put("LessOrEqual", scores, put.constant(SCORES)))
 
     def packed(self, value: ir.Value) -> ir.Value:
         """(B, L, E) → (1, N, E), (B, L) → (1, N), (L, E) → (1, N, E); (B, L, …) where nothing is packed."""
-        if value.dtype != ir.DataType.FLOAT:
-            flat = self.put("Reshape", value, self.put.constant([-1]))
-            return self.put("Reshape", self.put("Gather", flat, self.places), self._shape())
-        if value.shape is not None and len(value.shape) == 2:
-            length = self.put("Gather", self.size, self.put.constant([1]))
-            found = self.put("Gather", value, self.put("Mod", self.places, length))
-        else:
-            found = self.put("Gather", self.put("Reshape", value, self.put.constant([-1, width(value)])), self.places)
-        return self.put("Reshape", found, self._shape(width(value)))
+        widths = (width(value),) if value.dtype == ir.DataType.FLOAT else ()
+        return self.put("Reshape", self.kept.packed(value, self.kept.places), self._shape(*widths))
 
     def _shape(self, *widths: int) -> ir.Value:
         """Of what is packed: (1, N, …), or (B, L, …) where nothing is."""
         if widths not in self.shapes:
-            rectangle = self.size
+            rectangle = self.kept.shape
             if widths:
-                rectangle = self.put("Concat", self.size, self.put.constant(list(widths)), axis=0)
+                rectangle = self.put("Concat", rectangle, self.put.constant(list(widths)), axis=0)
             packed = self.put.constant([1, -1, *widths])
             self.shapes[widths] = self.put("Where", self.whole, rectangle, packed)
         return self.shapes[widths]
 
     def unpacked(self, value: ir.Value) -> ir.Value:
         """(1, N, E) → (B, L, E)"""
-        tokens = self.put("Reshape", value, self.put.constant([-1, width(value)]))
-        padding = self.put.constant(np.zeros((1, width(value)), np.float32))
-        return self.put("Gather", self.put("Concat", padding, tokens, axis=0), self.rows)
+        return self.kept.unpacked(value, width(value))
 
     def attention(self, node: ir.Node) -> ir.Value:
         """The node's attention, of packed queries, keys and values."""
@@ -114,7 +99,7 @@ class _Packing:
         )
         before = ir.Value(name=f"{name}.before", type=ir.SequenceType(ir.TensorType(ir.DataType.FLOAT)))
         at = body("Unsqueeze", number, self.put.constant([0]))
-        length, keys, end = (body("Gather", x, at) for x in (self.lengths, self.keys, self.ends))
+        length, keys, end = (body("Gather", x, at) for x in (self.kept.counts, self.keys, self.ends))
         query, key, value = (
             body("Slice", x, body("Sub", end, count), end, self.put.constant([1]))
             for x, count in zip(packed, (length, keys, keys), strict=True)

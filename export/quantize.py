@@ -11,6 +11,9 @@ other rows: docs/decisions/variants.md.
 float32 (MatMulNBits rounds them to 8 bits by blocks where the processor is faster so):
 
     W = d · (w - 8) + (m + 8 d),  w = 0 … 15      y = x @ [d · (w - 8)] + [sums of x by blocks] @ [m + 8 d]
+
+Where each block's values are whole multiples of a step that 4 bits can count (`gptq` makes them so, and GGUF's Q4_0 is
+such), the offset is a whole number z of steps, which the operator itself takes: W = d · (w - z), z = 0 … 15.
 """
 
 from collections.abc import Callable
@@ -19,11 +22,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from isoformer.export.edit import array, initializer, remove_unused
+from isoformer.export.build import Build, Constants
+from isoformer.export.edit import array, remove_unused, take_over, width
 
 MICROSOFT = "com.microsoft"
 SMALLEST = 256  # values of a weight that is worth it
 BLOCK = 32
+ROUNDING = 1e-4  # of a step: what float32 makes of whole ones, some thousand times over
 
 
 def int8(model: ir.Model) -> int:
@@ -44,12 +49,12 @@ def int4(model: ir.Model) -> int:
 
 def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool]) -> int:
     graph = model.graph
-    rows, blocks = _once(_rows), _once(_block_sums)
+    rows, blocks, constant = _once(_rows), _once(_block_sums), Constants(graph, "quantize")
     found = [(node, *weight) for node in list(graph) if (weight := _weight(node)) is not None]
     tables: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value]] = {}
     for number, (node, source, tied) in enumerate(found):
         x, values = node.inputs[0], array(source)
-        build = _Builder(graph, node, f"product.{number}")
+        build = Build(graph, f"product.{number}", node, constant)
         if in_4_bits(values, tied):
             result = _in_4_bits(build, x, values, blocks)
         else:
@@ -59,41 +64,46 @@ def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool]) -> 
                 table = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
                 tables[source, tied] = build.weight(table), build.weight(scale.astype(np.float32).reshape(-1), "scale")
             result = _in_8_bits(build, x, *tables[source, tied], rows, flipped=tied)
-        _take_over(graph, node, result)
+        take_over(node, [result])
     for (source, tied), (table, scale) in tables.items():
         for use in list(source.uses()):
             if tied and use.node.op_type == "Gather" and use.idx == 0:  # its scales are one a row
-                _look_up(graph, use.node, table, scale)
+                name = f"{use.node.name or use.node.outputs[0].name}.int8"
+                _look_up(Build(graph, name, use.node, constant), use.node, table, scale)
     if found:
         model.opset_imports.setdefault(MICROSOFT, 1)
         remove_unused(model)
     return len(found)
 
 
-def _in_8_bits(build: "_Builder", x: Any, table: Any, scale: Any, rows: Any, *, flipped: bool) -> ir.Value:
-    weight = build("Transpose", [table], perm=[1, 0]) if flipped else table
+def _in_8_bits(build: Build, x: Any, table: Any, scale: Any, rows: Any, *, flipped: bool) -> ir.Value:
+    weight = build("Transpose", table, perm=[1, 0]) if flipped else table
     quantized, peak = rows(build, x)
-    unit, zero = build.constant("unit", np.float32(1 / 127)), build.constant("zero", np.uint8(128))
+    unit, zero = build.constant(np.float32(1 / 127)), build.constant(np.uint8(128))
     # With these scales in the operator itself, no optimizer of ONNX Runtime takes p for a scalar.
-    product = build("MatMulIntegerToFloat", [quantized, weight, unit, scale, zero], domain=MICROSOFT)
-    return build("Mul", [product, peak])
+    product = build("MatMulIntegerToFloat", quantized, weight, unit, scale, zero, domain=MICROSOFT)
+    return build("Mul", product, peak)
 
 
-def _rows(build: "_Builder", x: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _rows(build: Build, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """q (unsigned around 128, which the processors' products want) and p."""
     # Of a row of zeros q is 0 / 0, for which there stands some number or other, and its product with p is 0 again.
-    peak = build("ReduceMax", [build("Abs", [x]), build.constant("last", np.array([-1]))], keepdims=1)
-    unit, zero = build.constant("unit", np.float32(1 / 127)), build.constant("zero", np.uint8(128))
-    return build("QuantizeLinear", [build("Div", [x, peak]), unit, zero]), peak
+    peak = build("ReduceMax", build("Abs", x), build.constant([-1]), keepdims=1)
+    unit, zero = build.constant(np.float32(1 / 127)), build.constant(np.uint8(128))
+    return build("QuantizeLinear", build("Div", x, peak), unit, zero), peak
 
 
-def _in_4_bits(build: "_Builder", x: Any, values: np.ndarray, blocks: Any) -> ir.Value:
-    packed, scale, offset = pack(values)
+def _in_4_bits(build: Build, x: Any, values: np.ndarray, blocks: Any) -> ir.Value:
     size, columns = values.shape
-    inputs = [x, build.weight(packed), build.weight(scale.reshape(-1), "scale")]
     attributes = {"K": size, "N": columns, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
-    product = build("MatMulNBits", inputs, domain=MICROSOFT, **attributes)
-    return build("Add", [product, build("MatMul", [blocks(build, x), build.weight(offset, "offset")])])
+    if (whole := pack_whole(values)) is not None:
+        packed, scale, zeros = whole
+        grid = build.weight(scale.reshape(-1), "scale"), build.weight(zeros.reshape(-1), "zeros")
+        return build("MatMulNBits", x, build.weight(packed), *grid, domain=MICROSOFT, **attributes)
+    packed, scale, offset = pack(values)
+    inputs = [x, build.weight(packed), build.weight(scale.reshape(-1), "scale")]
+    product = build("MatMulNBits", *inputs, domain=MICROSOFT, **attributes)
+    return build("Add", product, build("MatMul", blocks(build, x), build.weight(offset, "offset")))
 
 
 def pack(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -102,22 +112,61 @@ def pack(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     d and m take each block's smallest value to 0 and its largest to 15, so that what was stored in this
     form already (GGUF's Q4_1, Q4_0) comes out as it was.
     """
-    blocks = values.T.reshape(values.shape[1], -1, BLOCK).astype(np.float64)  # (N, K / 32, 32)
+    blocks = _blocks(values)
     low, high = blocks.min(-1), blocks.max(-1)
     scale = (high - low) / 15
     steps = np.where(scale > 0, scale, 1.0)[..., None]
     numbers = np.clip(np.round((blocks - low[..., None]) / steps), 0, 15).astype(np.uint8)
-    packed = numbers[..., 0::2] | (numbers[..., 1::2] << 4)
-    return packed, scale.astype(np.float32), (low + 8 * scale).T.astype(np.float32)
+    return _bytes(numbers), scale.astype(np.float32), (low + 8 * scale).T.astype(np.float32)
 
 
-def _block_sums(build: "_Builder", x: ir.Value) -> ir.Value:
+def pack_whole(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """W (K, N) → two values a byte (N, K / 32, 16), d (N, K / 32), and z, two a byte (N, ⌈K / 64⌉).
+
+    None where some block is no grid of up to 16 steps of which one is 0.
+    """
+    blocks = _blocks(values)
+    found = _steps(blocks)
+    if found is None:
+        return None
+    scale, zeros = found
+    numbers = np.clip(np.round(blocks / scale[..., None]) + zeros[..., None], 0, 15).astype(np.uint8)
+    even = np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2)))
+    return _bytes(numbers), scale.astype(np.float32), _bytes(even)
+
+
+def _steps(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """d and z (N, K / 32) of blocks whose values are all d · (w - z), or None."""
+    low, high = np.minimum(blocks.min(-1), 0).reshape(-1), np.maximum(blocks.max(-1), 0).reshape(-1)
+    flat, scale, open_ = blocks.reshape(-1, BLOCK), np.ones(low.size), np.arange(low.size)
+    # From the finest grid on, which holds those of half and a third as many steps as well: they are the same values.
+    for steps in range(15, 0, -1):
+        step = (high[open_] - low[open_]) / steps
+        step[step == 0] = 1.0
+        places = flat[open_] / step[:, None]
+        on_grid = (np.abs(places - np.round(places)) < ROUNDING).all(-1)
+        scale[open_[on_grid]] = step[on_grid]
+        open_ = open_[~on_grid]
+        if not open_.size:
+            shape = blocks.shape[:2]
+            return scale.reshape(shape), np.round(-low / scale).astype(np.uint8).reshape(shape)
+    return None
+
+
+def _blocks(values: np.ndarray) -> np.ndarray:
+    """(K, N) → (N, K / 32, 32), float64."""
+    return values.T.reshape(values.shape[1], -1, BLOCK).astype(np.float64)
+
+
+def _bytes(numbers: np.ndarray) -> np.ndarray:
+    """Two of the last axis' numbers of 4 bits a byte, the first one low."""
+    return numbers[..., 0::2] | (numbers[..., 1::2] << 4)
+
+
+def _block_sums(build: Build, x: ir.Value) -> ir.Value:
     """(…, K) → (…, K / 32), as a product with ones, which is one fast operator."""
-    size = x.shape[-1] if x.shape is not None else None
-    if not isinstance(size, int):
-        raise ValueError(f"the width of {x.name} is not known")
-    ones = np.kron(np.eye(size // BLOCK, dtype=np.float32), np.ones((BLOCK, 1), np.float32))
-    return build("MatMul", [x, build.constant(f"blocks.{size}", ones)])
+    ones = np.kron(np.eye(width(x) // BLOCK, dtype=np.float32), np.ones((BLOCK, 1), np.float32))
+    return build("MatMul", x, build.constant(ones))
 
 
 def _weight(node: ir.Node) -> tuple[ir.Value, bool] | None:
@@ -137,55 +186,21 @@ def _weight(node: ir.Node) -> tuple[ir.Value, bool] | None:
     return (value, flipped) if value.const_value.size >= SMALLEST and value.dtype == ir.DataType.FLOAT else None
 
 
-def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scale: ir.Value) -> None:
+def _look_up(build: Build, node: ir.Node, table: ir.Value, scale: ir.Value) -> None:
     """Gather(W, ids) of the 8-bit table, whose scales are one a row."""
-    build, ids = _Builder(graph, node, f"{node.name or node.outputs[0].name}.int8"), node.inputs[1]
-    numbers = build("Cast", [build("Gather", [table, ids], axis=0)], to=int(ir.DataType.FLOAT))
-    scales = build("Unsqueeze", [build("Gather", [scale, ids], axis=0), build.constant("last", np.array([-1]))])
-    _take_over(graph, node, build("Mul", [numbers, scales]))
+    ids = node.inputs[1]
+    numbers = build("Cast", build("Gather", table, ids, axis=0), to=int(ir.DataType.FLOAT))
+    scales = build("Unsqueeze", build("Gather", scale, ids, axis=0), build.constant([-1]))
+    take_over(node, [build("Mul", numbers, scales)])
 
 
-def _once(make: Callable[["_Builder", ir.Value], Any]) -> Callable[["_Builder", ir.Value], Any]:
+def _once(make: Callable[[Build, ir.Value], Any]) -> Callable[[Build, ir.Value], Any]:
     """What is made of an activation, made once for all that read it."""
     made: dict[ir.Value, Any] = {}
 
-    def get(build: _Builder, x: ir.Value) -> Any:
+    def get(build: Build, x: ir.Value) -> Any:
         if x not in made:
             made[x] = make(build, x)
         return made[x]
 
     return get
-
-
-class _Builder:
-    """Adds nodes in front of `place` and constants to the graph, under names of its own."""
-
-    def __init__(self, graph: ir.Graph, place: ir.Node, prefix: str) -> None:
-        self.graph, self.place, self.prefix = graph, place, prefix
-        self.names: set[str] = set()
-
-    def __call__(self, kind: str, inputs: list[Any], domain: str = "", **attributes: Any) -> ir.Value:
-        name = f"{self.prefix}.{kind}"
-        if name in self.names:
-            name = f"{name}_{len(self.names)}"
-        self.names.add(name)
-        node = ir.node(kind, inputs, attributes=attributes, domain=domain, name=name)
-        node.outputs[0].name = name
-        self.graph.insert_before(self.place, node)
-        return node.outputs[0]
-
-    def weight(self, values: np.ndarray, name: str = "weight") -> ir.Value:
-        return initializer(self.graph, f"{self.prefix}.{name}", values)
-
-    def constant(self, name: str, value: Any) -> ir.Value:
-        """One that the whole graph shares."""
-        known = self.graph.initializers.get(f"quantize.{name}")
-        return known or initializer(self.graph, f"quantize.{name}", np.asarray(value))
-
-
-def _take_over(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
-    """`result` in the place of what the node gives, under its name."""
-    old = node.outputs[0]
-    result.name, result.type, result.shape = old.name, old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-    graph.remove(node, safe=True)

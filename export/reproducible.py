@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from isoformer.export import shared_cache
 from isoformer.export.build import Build
-from isoformer.export.edit import initializer, remove_unused, take_over
+from isoformer.export.edit import axis_size, remove_unused, take_over, width
 from isoformer.export.errors import ExportError
 
 # Of a score that is masked: exp of it is exactly 0.
@@ -88,8 +88,10 @@ def refuse_inexact(model: ir.Model) -> None:
 
 
 def _counts(node: ir.Node) -> bool:
-    """Whether it computes with integers alone."""
-    return all(value is not None and value.dtype is not None and value.dtype.is_integer() for value in node.inputs)
+    """Whether it makes integers of integers alone; what makes numbers of nothing, such as RandomNormal, does not."""
+    values = [*node.inputs, *node.outputs]
+    integers = all(value is not None and value.dtype is not None and value.dtype.is_integer() for value in values)
+    return integers and bool(node.inputs)
 
 
 class _Build(Build):
@@ -123,7 +125,7 @@ class _Build(Build):
         """(…, E) along the last axis."""
         x, weight, *bias = (value for value in node.inputs if value is not None)
         _require_last_axis(node)
-        size = _size(x, weight)
+        size = width(weight)
         if node.op_type == "LayerNormalization":
             x = self("Sub", x, self.rounded(self._mean(self.wide(x), size)))
         wide = self.wide(x)
@@ -159,11 +161,11 @@ class _Build(Build):
         if rank == 3:
             x = self("Reshape", x, self.constant([0, 0, heads, -1]))
         c, s = self._turns(cos, sin, axis=1 if rank == 4 else 2)
-        half, rest = int(cos.shape[-1]), None  # pyright: ignore
+        half, rest = width(cos), None
         if turned := attributes.get("rotary_embedding_dim"):
-            width = _width(node) // (heads if rank == 3 and heads else 1)
-            if turned < width:
-                x, rest = self.several(2, "Split", x, self.constant([turned, width - turned]), axis=-1)
+            head_dim = width(_given(node, 0)) // (heads if rank == 3 and heads else 1)
+            if turned < head_dim:
+                x, rest = self.several(2, "Split", x, self.constant([turned, head_dim - turned]), axis=-1)
         left, right = self.several(2, "Split", x, self.constant([half, half]), axis=-1)
         swapped = self("Concat", right, left, axis=-1)
         result = self("Add", self("Mul", x, c), self("Mul", swapped, s))
@@ -181,7 +183,7 @@ class _Build(Build):
                 raise ExportError("--reproducible is for rotary positions that are an input, position_ids")
             self.tables[key] = []
             for name, values in (("C", np.concatenate([c, c], -1)), ("S", np.concatenate([-s, s], -1))):
-                table = initializer(self.whole, f"{self.name}.{name}.{len(self.tables)}", values)
+                table = self.weight(values, f"{name}.{len(self.tables)}")
                 rows = self("Gather", table, ids, axis=0)  # (B, L, D)
                 self.tables[key].append(self("Unsqueeze", rows, self.constant([axis])))
         return self.tables[key]
@@ -198,9 +200,9 @@ class _Build(Build):
                 for x, count in ((query, heads), (key, kv_heads), (value, kv_heads))
             )
         else:
-            heads, kv_heads = (int(x.shape[1]) for x in (query, key))  # pyright: ignore
+            heads, kv_heads = (axis_size(x, 1) for x in (query, key))
         past_key, past_value = _given(node, 4), _given(node, 5)
-        head_dim, value_dim = (int(x.shape[3]) for x in (past_key, past_value))  # pyright: ignore
+        head_dim, value_dim = (width(x) for x in (past_key, past_value))
         key, value = self("Concat", past_key, key, axis=2), self("Concat", past_value, value, axis=2)
         scale = node.attributes["scale"].as_float() if "scale" in node.attributes else head_dim**-0.5
         query = self("Mul", query, self.constant(np.float32(scale)))
@@ -257,18 +259,3 @@ def _require_last_axis(node: ir.Node) -> None:
     axis = node.attributes.get("axis")
     if axis is not None and axis.as_int() != -1:
         raise ExportError(f"--reproducible is for norms along the last axis, not {axis.as_int()}")
-
-
-def _size(x: ir.Value, weight: ir.Value) -> int:
-    size = weight.shape[-1] if weight.shape is not None else None
-    if not isinstance(size, int):
-        raise ExportError(f"the width of {x.name} is not known")
-    return size
-
-
-def _width(node: ir.Node) -> int:
-    x = _given(node, 0)
-    size = x.shape[-1] if x.shape is not None else None
-    if not isinstance(size, int):
-        raise ExportError(f"the width of {x.name} is not known")
-    return size

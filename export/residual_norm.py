@@ -9,6 +9,7 @@ Case 3: LayerNormalization: left alone, for the reason in docs/decisions/optimiz
 
 import onnx_ir as ir
 
+from isoformer.export.edit import replace
 from isoformer.export.shared_cache import MICROSOFT
 
 
@@ -45,6 +46,5 @@ def _rewrite(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
     graph.insert_before(norm, both)
     both.outputs[1].name = both.outputs[2].name = ""
     for old, new in ((norm.outputs[0], both.outputs[0]), (add.outputs[0], both.outputs[3])):
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        replace(old, new)
     graph.remove([norm, add], safe=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from isoformer.export.edit import initializer, remove_unused
+from isoformer.export.edit import initializer, remove_unused, take_over
 from isoformer.export.errors import ExportError
 
 MICROSOFT = "com.microsoft"
@@ -105,10 +105,7 @@ def _rewrite(
     outputs = list(grouped.outputs)
     if not flat:
         outputs[0] = _in_heads(graph, node, outputs[0], heads[0])
-    for old, new in zip(node.outputs, outputs, strict=True):
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    take_over(node, outputs)
 
 
 def _heads(value: ir.Value | None) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from isoformer.export.build import Build
-from isoformer.export.edit import remove_unused
+from isoformer.export.edit import axis_size, remove_unused, take_over, width
 from isoformer.export.errors import ExportError
 
 # Below every score, and finite in bfloat16 too, where the lowest float32 is not.
@@ -30,13 +30,7 @@ def apply(model: ir.Model) -> int:
     masks: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for node in layers:
         _refuse(node)
-        old = node.outputs[0]
-        result = build.attention(node, masks)
-        result.type, result.shape = old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-        name = old.name
-        graph.remove(node, safe=True)
-        result.name = name
+        take_over(node, [build.attention(node, masks)])
     if layers:
         _end_with_a_product(graph, build)
     remove_unused(model)
@@ -93,11 +87,11 @@ class _Build(Build):
         heads, kv_heads = (
             (node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int())
             if flat
-            else (_size(query, 1), _size(key, 1))
+            else (axis_size(query, 1), axis_size(key, 1))
         )
-        head_dim = _size(query, -1) // heads if flat else _size(query, -1)
+        head_dim = width(query) // heads if flat else width(query)
         scale = node.attributes["scale"].as_float() if "scale" in node.attributes else head_dim**-0.5
-        value_dim = _size(value, -1) // kv_heads if flat else _size(value, -1)
+        value_dim = width(value) // kv_heads if flat else width(value)
         if flat:
             query, key, value = (
                 self("Transpose", self("Reshape", x, self.constant([0, 0, count, -1])), perm=_SWAP)
@@ -146,10 +140,3 @@ def _narrow(mask: ir.Value) -> ir.Value:
         return mask
     before = node.inputs[0].shape
     return node.inputs[0] if before is not None and len(before) == 4 else mask
-
-
-def _size(value: ir.Value, axis: int) -> int:
-    size = value.shape[axis] if value.shape is not None else None
-    if not isinstance(size, int):
-        raise ExportError(f"axis {axis} of {value.name} has no known size")
-    return size

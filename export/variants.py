@@ -11,8 +11,9 @@ gate, on a text: the perplexity may be so many times float32's, and so many of t
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from isoformer.export import golden, quantize, reproducible, residual_norm, shared_cache
+from isoformer.export import golden, gptq, quantize, reproducible, residual_norm, shared_cache
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress, torch_runner
 from isoformer.export.graph import to_onnx
@@ -132,22 +133,22 @@ def make(
         return made
 
     name, cache = f"cpu-{precision}", "shared" if made.variants and not wanted.reproducible else "plain"
-    progress(name, 0, 2)
-    entry, graph = described(precision, cache), _to_quantize(folder, model, signature, opset, precision, windows[0])
-    if cache == "shared":
-        shared_cache.apply(graph, signature.windows, max_positions(signature))
-    if not WAYS[precision](graph):
-        raise ExportError(f"there is no product in this graph that {precision} is for")
+    entry = described(precision, cache)
     if wanted.reproducible:
-        reproducible.apply(graph, max_positions(signature))
         entry["reproducible"] = True
-    else:
-        residual_norm.apply(graph)
-    # Beside the graph, where ONNX Runtime maps it: weights within the file are held three times while it opens.
-    ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
-    low = Decoder(open_(name, entry))
-    progress(name, 1, 2)
-    entry["gate"] = gate(Decoder(session), low, windows[1:], GATES[precision])
+    exact = Decoder(session)
+
+    def written(graph: ir.Model) -> Decoder:
+        progress(name, 0, 2)
+        _lower(graph, file_of(folder, entry), entry, signature)
+        progress(name, 1, 2)
+        return Decoder(open_(name, entry))
+
+    graphs = _to_quantize(folder, model, signature, opset, wanted, exact, partial(_named, progress, name))
+    low, entry["gate"], missed = _first_to_pass(
+        map(written, graphs), lambda low: gate(exact, low, windows[1:], GATES[precision])
+    )
+    made.notes += [f"{name} has its offsets as products of their own; without them {error}" for error in missed]
     progress(name, 2, 2)
     keep(made, folder, name, entry, list(steps(low, references, _own_bounds(low, references), progress, name)))
     if cache == "shared":
@@ -158,14 +159,54 @@ def make(
 
 
 def _to_quantize(
-    folder: Path, model: nn.Module, signature: Signature, opset: int, precision: str, tokens: Sequence[int]
-) -> ir.Model:
-    """The graph that a precision begins with: activations in 8 bits want their outliers smoothed."""
-    if precision == "int8":
-        return _smoothed(model, signature, opset, tokens)
+    folder: Path,
+    model: nn.Module,
+    signature: Signature,
+    opset: int,
+    wanted: Wanted,
+    exact: Decoder,
+    progress: Progress,
+) -> Iterator[ir.Model]:
+    """The graphs that a precision can begin with, the faster first; the next one is for when it misses the gate.
+
+    Activations in 8 bits want their outliers smoothed; weights in 4 bits are faster with whole zero points.
+    """
+    if wanted.precision == "int8":
+        yield _smoothed(model, signature, opset, wanted.windows[0])
+        return
+    if (rounded := _rounded(model, signature, opset, wanted.windows[0], exact, progress)) is not None:
+        yield rounded
     graph = ir.load(folder / "model.onnx")
     ir.external_data.load_to_model(graph)
-    return graph
+    yield graph
+
+
+def _first_to_pass(
+    candidates: Iterable[Decoder], measure: Callable[[Decoder], dict[str, Any]]
+) -> tuple[Decoder, dict[str, Any], list[ExportError]]:
+    """The first that the gate lets through, what the gate found, and what it said of those before; or its last word."""
+    missed = []
+    for candidate in candidates:
+        try:
+            return candidate, measure(candidate), missed
+        except ExportError as error:
+            missed.append(error)
+    raise missed[-1]
+
+
+def _lower(graph: ir.Model, path: Path, entry: dict[str, Any], signature: Signature) -> None:
+    """Writes the graph at `path` in the precision and with the cache that `entry` names."""
+    if entry["cache"] == "shared":
+        shared_cache.apply(graph, signature.windows, max_positions(signature))
+    if not WAYS[entry["precision"]](graph):
+        raise ExportError(f"there is no product in this graph that {entry['precision']} is for")
+    if entry.get("reproducible"):
+        reproducible.apply(graph, max_positions(signature))
+    else:
+        residual_norm.apply(graph)
+    # Beside the graph, where ONNX Runtime maps it: weights within the file are held three times while it opens.
+    path.with_name(WEIGHTS).unlink(missing_ok=True)
+    ir.save(graph, path, external_data=WEIGHTS)
 
 
 class Scorer(Protocol):
@@ -328,6 +369,24 @@ def _smoothed(model: nn.Module, signature: Signature, opset: int, tokens: Sequen
     run = torch_runner(model, signature, torch.float32, copied=False)
     smooth(model, lambda: run(golden.alone(signature, list(tokens), [len(tokens) - 1])))
     return to_onnx(model, signature, opset)
+
+
+def _rounded(
+    model: nn.Module, signature: Signature, opset: int, first: list[int], exact: Decoder, progress: Progress
+) -> ir.Model | None:
+    """The graph of the model after `gptq`, over a text that it writes itself; None where nothing is to be rounded."""
+    tokens = gptq.written(exact, first, partial(progress, "text"))
+    model = copy.deepcopy(model)
+    run = torch_runner(model, signature, torch.float32, copied=False)
+    inputs = {name: np.repeat(array, len(tokens), 0) for name, array in golden.alone(signature, [0], [0]).items()}
+    inputs["input_ids"], inputs["attention_mask"] = tokens, np.ones_like(tokens)
+    inputs["position_ids"] = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
+    count = gptq.round_blocks(model, lambda: run(inputs), partial(progress, "rounding"))
+    return to_onnx(model, signature, opset) if count else None
+
+
+def _named(progress: Progress, name: str, stage: str, done: int, total: int) -> None:
+    progress(f"{name} {stage}", done, total)
 
 
 def windows(folder: Path, signature: Signature, text: str | None) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """What one run of a batch costs, in tokens: what lists of many lengths are cut into batches by."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,26 +49,38 @@ class Cost:
         return cls(max(0.0, float(call / token)), max(0.0, float(pair / token)))
 
     @classmethod
-    def measured(cls, times: Mapping[tuple[int, int, int], float], step: int = 1) -> "Cost | None":
-        """The cost that explains the times of padded batches too: (rows, width, real tokens) → seconds.
+    def measured(cls, times: Mapping[tuple[int, ...], float], step: int = 1, *, halves: bool = False) -> "Cost | None":
+        """The cost that explains the times of padded batches too: the lengths of its sequences → seconds.
 
-        Whether padding costs is whichever explains the times better; each counts by its relative error. None where
-        they are too few, or do not grow with the tokens.
+        Whether padding costs is whichever explains the times better; each counts by its relative error. halves: where
+        it costs nothing, attention has two rectangles. None where the times are too few, or do not grow with the
+        tokens.
         """
         if len(times) < 5:
             return None
         seconds = np.array(list(times.values()))
         found: list[tuple[float, Cost]] = []
         for packed in (False, True):
-            tokens = np.array([real if packed else rows * width for rows, width, real in times], np.float64)
-            widths = np.array([real / rows if packed else width for rows, width, real in times], np.float64)
-            terms = np.stack((np.ones_like(tokens), tokens, tokens * widths, tokens**2), 1) / seconds[:, None]
+            sizes = np.array([_sizes(lengths, packed=packed, halves=halves) for lengths in times], np.float64)
+            tokens, pairs = sizes.T
+            terms = np.stack((np.ones_like(tokens), tokens, pairs, tokens**2), 1) / seconds[:, None]
             factors = _least_squares(terms)
             call, token, pair, crowd = factors.tolist()
             if token * tokens.max() > 1e-3 * call:
                 error = float(np.abs(terms @ factors - 1).sum())
-                found.append((error, cls(call / token, pair / token, step, packed, crowd / token)))
+                found.append((error, cls(call / token, pair / token, step, packed, crowd / token, halves and packed)))
         return min(found, key=lambda one: one[0])[1] if found else None
+
+
+def _sizes(lengths: Sequence[int], *, packed: bool, halves: bool) -> tuple[int, int]:
+    """Tokens and pairs of them in one text that a batch of such sequences computes."""
+    rows, ordered = len(lengths), sorted(lengths)
+    if not packed:
+        return rows * ordered[-1], rows * ordered[-1] ** 2
+    if not halves:
+        return sum(lengths), sum(length**2 for length in lengths)
+    parts = ordered[: rows // 2], ordered[rows // 2 :]
+    return sum(lengths), sum(len(part) * part[-1] ** 2 for part in parts if part)
 
 
 def _least_squares(terms: np.ndarray) -> np.ndarray:

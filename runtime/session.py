@@ -115,7 +115,8 @@ class Session:
             return session
         several = ByShape(package.signature, record.table) if len(record.choices) > 1 else None
         session = cls(package, provider, **record.choices[0].options(), chooser=several)
-        session.cost = record.cost or session.cost
+        usual = PACKED if tuning.for_padding(package, record.choices) else session.cost
+        session.cost = record.cost or usual
         return session
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:

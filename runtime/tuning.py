@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,11 @@ class Record:
 def _written(cost: Cost) -> dict[str, Any]:
     """Without what earlier releases do not know, where it says nothing."""
     return {name: value for name, value in asdict(cost).items() if name != "halves" or value}
+
+
+def for_padding(package: Package, choices: Iterable[Choice]) -> bool:
+    """Whether a graph for batches with padding is among them, whose attention has a rectangle for each half."""
+    return any(package.variants.get(choice.variant, {}).get("padded", False) for choice in choices)
 
 
 def key(package: Package, provider: str, precision: str) -> str:

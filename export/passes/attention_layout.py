@@ -14,6 +14,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from isoformer.export.edit import replace
+
 _SWAP = (0, 2, 1, 3)
 KEPT = ("is_causal", "scale", "softcap", "softmax_precision")
 
@@ -52,8 +54,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
     )
     graph.insert_before(node, flat)
     for old, new in zip((merged, *node.outputs[1:3]), flat.outputs, strict=True):
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        replace(old, new)
     _remove_unused(graph, merged.producer())
     return True
 

@@ -12,6 +12,8 @@ Case 2: anything else, such as learned keys in front of the others: left alone. 
 
 import onnx_ir as ir
 
+from isoformer.export.edit import replace
+
 
 def apply(model: ir.Model) -> int:
     return sum(_rewrite(model.graph, node) for node in list(model.graph) if _fits(node))
@@ -40,8 +42,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
     graph.insert_before(node, cached)
     olds = (node.outputs[0], key.outputs[0], value.outputs[0])
     for old, new in zip(olds, cached.outputs, strict=True):
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        replace(old, new)
     graph.remove([node, key, value], safe=True)
     return True
 

@@ -16,7 +16,7 @@ from itertools import count
 import numpy as np
 import onnx_ir as ir
 
-from isoformer.export.edit import array, initializer
+from isoformer.export.edit import array, initializer, replace
 
 WIDEST = 1024  # columns: wider products keep the processor busy alone, and a Split copies
 
@@ -95,8 +95,7 @@ def _merge(graph: ir.Graph, group: list[Linear]) -> None:
     # What reads x first is the earliest of the group: everything that follows stands behind it.
     graph.insert_before(min((g.matmul for g in group), key=_order(graph)), nodes)
     for linear, output in zip(group, nodes[-1].outputs, strict=True):
-        output.name, output.type, output.shape = linear.output.name, linear.output.type, linear.output.shape
-        ir.convenience.replace_all_uses_with(linear.output, output, replace_graph_outputs=True)
+        replace(linear.output, output)
     for linear in group:
         for node in filter(None, (linear.add, linear.matmul)):
             graph.remove(node, safe=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from isoformer.export.edit import replace
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -110,10 +112,8 @@ def _rewrite(graph: ir.Graph, rotation: Rotation, tables: dict[ir.Value, ir.Valu
     size = rotation.x.shape[3] if rotation.x.shape is not None else None
     attributes = {} if size == 2 * rotation.half else {"rotary_embedding_dim": 2 * rotation.half}
     node = ir.node("RotaryEmbedding", [rotation.x, cos, sin], attributes=attributes)
-    old, new = rotation.last.outputs[0], node.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
+    replace(rotation.last.outputs[0], node.outputs[0])
     graph.insert_before(rotation.last, node)
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def _table(graph: ir.Graph, value: ir.Value, tables: dict[ir.Value, ir.Value]) -> ir.Value:

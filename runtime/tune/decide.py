@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from isoformer.runtime.cost import Cost
+from isoformer.runtime.tune.inputs import lengths_of
 from isoformer.runtime.tuning import Choice, Round, Shape
 
 LEAST_TURNS = 3
@@ -140,9 +141,13 @@ def median_ms(rounds: Iterable[Round], shape: Shape, choice: Choice, baseline: C
     return base / float(np.median(ratios(rounds, shape, choice, baseline)))
 
 
-def cost(rounds: Sequence[Round], table: dict[Shape, Choice], baseline: Choice, step: int) -> Cost | None:
-    """What a batch costs in the chosen graphs, None where the shapes do not say."""
+def cost(
+    rounds: Sequence[Round], table: dict[Shape, Choice], baseline: Choice, step: int, *, halves: bool = False
+) -> Cost | None:
+    """What a batch costs in the chosen graphs, None where the shapes do not say. halves: of a graph among them."""
     times = {
-        (s.batch, s.length, s.real): median_ms(rounds, s, c, baseline) for s, c in table.items() if s.kind == "run"
+        tuple(lengths_of(shape).tolist()): median_ms(rounds, shape, choice, baseline)
+        for shape, choice in table.items()
+        if shape.kind == "run"
     }
-    return Cost.measured(times, step)
+    return Cost.measured(times, step, halves=halves)

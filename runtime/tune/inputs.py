@@ -84,15 +84,20 @@ def _cut(shape: Shape, length: int) -> Shape:
 
 def inputs_of(signature: Signature, shape: Shape) -> Arrays:
     """Random inputs of the shape; padding stands on the right, rows are of many lengths, the longest full."""
-    rng = np.random.default_rng([shape.batch, shape.length, shape.real])
+    rng = _rng(shape)
     sizes = signature.complete({BATCH_AXIS: shape.batch, str(length_axis(signature)): shape.length})
     if shape.real == shape.batch * shape.length:
         return sample(signature, sizes, "none", rng)
     return with_lengths(signature, sizes, lengths_of(shape, rng), rng)
 
 
-def lengths_of(shape: Shape, rng: np.random.Generator) -> np.ndarray:
-    """(batch,): lengths that add up to the real tokens, drawn evenly, the first the longest."""
+def _rng(shape: Shape) -> np.random.Generator:
+    return np.random.default_rng([shape.batch, shape.length, shape.real])
+
+
+def lengths_of(shape: Shape, rng: np.random.Generator | None = None) -> np.ndarray:
+    """(batch,): lengths that add up to the real tokens, drawn evenly, the first the longest; those of `inputs_of`."""
+    rng = rng or _rng(shape)
     lengths = np.full(shape.batch, shape.length)
     while (extra := int(lengths.sum()) - shape.real) > 0:
         row = rng.integers(1, shape.batch)

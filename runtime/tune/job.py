@@ -134,4 +134,5 @@ def _decide(job: Job, record: Record) -> None:
     table = decide.decide(rounds, job.baseline, together=together)
     if table:
         record.table = table
-        record.cost = decide.cost(rounds, table, job.baseline, cost_on(job.provider).step)
+        halves = tuning.for_padding(job.package, table.values())
+        record.cost = decide.cost(rounds, table, job.baseline, cost_on(job.provider).step, halves=halves)

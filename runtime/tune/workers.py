@@ -1,15 +1,14 @@
 """The processes of the candidates, which take turns: one works while the others wait."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from random import Random
 from types import TracebackType
 
 from isoformer.runtime.forms import one_line
 from isoformer.runtime.package import Package
+from isoformer.runtime.tune.answering import Answering
 from isoformer.runtime.tuning import Choice, Shape
 
 
@@ -21,7 +20,7 @@ class Workers:
 
     def __init__(self, package: Package, provider: str) -> None:
         self._package, self._provider = package, provider
-        self._processes: dict[Choice, subprocess.Popen[str]] = {}
+        self._processes: dict[Choice, Answering] = {}
         self._shuffle = Random(0).shuffle  # noqa: S311
         self.refused: dict[Choice, str] = {}
 
@@ -34,11 +33,8 @@ class Workers:
         command = [sys.executable, "-m", "isoformer.runtime.tune.worker", str(self._package.path)]
         command += [self._package.graph, self._provider, str(choice)]
         # A session of its own: Ctrl-C is for us, and we end it.
-        process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        self._processes[choice] = process
-        answer = self._answer(choice)
+        process = self._processes[choice] = Answering(command, start_new_session=True)
+        answer = _read(process.answer())
         if "ready" not in answer:
             self._refuse(choice, answer.get("refused", "its process stopped before it was ready"))
         return choice not in self.refused
@@ -47,7 +43,7 @@ class Workers:
         """Ends the processes of all others."""
         kept = set(choices)
         for choice in [choice for choice in self._processes if choice not in kept]:
-            self._end(choice)
+            self._processes.pop(choice).end()
 
     def round(self, shape: Shape, choices: Iterable[Choice]) -> tuple[dict[Choice, float], float]:
         """The milliseconds of each candidate at a shape, one after the other in an order that is drawn anew.
@@ -57,32 +53,16 @@ class Workers:
         order, times, waited = [choice for choice in choices if choice in self._processes], {}, 0.0
         self._shuffle(order)
         for choice in order:
-            with suppress(BrokenPipeError):
-                print(shape, file=self._processes[choice].stdin, flush=True)
-            answer = self._answer(choice)
+            answer = _read(self._processes[choice].ask(shape))
             if "ms" in answer:
                 times[choice], waited = answer["ms"], max(waited, answer["waited"])
             else:
                 self._refuse(choice, f"its process stopped at {shape}")
         return times, waited
 
-    def _answer(self, choice: Choice) -> dict:
-        out = self._processes[choice].stdout
-        line = out.readline() if out else ""
-        return json.loads(line) if line.endswith("\n") else {}
-
     def _refuse(self, choice: Choice, reason: str) -> None:
         self.refused[choice] = " ".join(one_line(ValueError(reason)).split())
-        self._end(choice)
-
-    def _end(self, choice: Choice) -> None:
-        process = self._processes.pop(choice)
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):  # what was written to a process that has stopped
-                if pipe:
-                    pipe.close()
+        self._processes.pop(choice).end()
 
     def __enter__(self) -> "Workers":
         return self
@@ -91,3 +71,7 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.keep(())
+
+
+def _read(line: str) -> dict:
+    return json.loads(line) if line else {}

@@ -20,6 +20,7 @@ from isoformer.runtime.package import MANIFEST
 from isoformer.runtime.verify import verify
 from tests.conftest import export_small
 
+FLOAT = onnx.TensorProto.FLOAT
 # No other axis of a weight is 52, so that the channels can be told.
 HIDDEN = 52
 LLAMA = dataclasses.replace(
@@ -185,10 +186,10 @@ def one(kind: str, inputs: list[np.ndarray], constants: dict[str, np.ndarray] | 
         [helper.make_node(kind, [*names, *(constants or {})], ["y"], **attributes)],
         "one",
         [
-            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, x.shape)
+            helper.make_tensor_value_info(name, onnx.TensorProto.INT64 if x.dtype.kind == "i" else FLOAT, x.shape)
             for name, x in zip(names, inputs, strict=True)
         ],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
     )
     return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)], ir_version=11))
@@ -234,12 +235,14 @@ def test_one_operator_that_stays_in_float32_is_refused_by_name(kind, config, mon
     [
         (one("MatMul", [np.ones((3, 5)), np.ones((5, 7))]), "runtimes differ in the last bits of MatMul"),
         (one("Exp", [np.ones((3, 5))]), "runtimes differ in the last bits of Exp"),
+        (one("RandomNormal", [], shape=[3, 5]), "runtimes differ in the last bits of RandomNormal"),
+        (one("RandomNormalLike", [np.ones((3, 5), np.int64)], dtype=1), "in the last bits of RandomNormalLike"),
         (one("Gelu", [np.ones((3, 5))]), "no Gelu by erf in float64"),
         (one("RMSNormalization", [np.ones((3, 5)), np.ones(3)], axis=0), "norms along the last axis, not 0"),
         (one("Attention", [np.ones((1, 2, 3, 5))] * 3), "attention with a mask and a cache"),
         (one("RotaryEmbedding", [np.ones((1, 2, 3, 6))] * 3, interleaved=1), "rotary positions in pairs"),
     ],
-    ids=["product", "exp", "erf", "axis", "no cache", "pairs"],
+    ids=["product", "exp", "random", "random of integers", "erf", "axis", "no cache", "pairs"],
 )
 def test_what_it_cannot_write_is_refused(model, said):
     with pytest.raises(ExportError, match=said):

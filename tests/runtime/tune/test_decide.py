@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from isoformer.runtime.tune import decide
+from isoformer.runtime.tune.inputs import lengths_of
 from isoformer.runtime.tuning import Choice, Round, Shape
 
 BASE, FREE, LOW = Choice(), Choice("cpu-float32"), Choice("cpu-int8")
@@ -80,13 +81,19 @@ def test_survivors_are_nearly_as_fast_as_the_best_of_their_stage() -> None:
 
 def test_the_cost_of_a_batch_is_found_in_the_times_of_what_was_chosen() -> None:
     shapes = [SHORT, LONG, WIDE, Shape(2, 61, 122), Shape(3, 67, 101)]
-    for packed in (False, True):
+    for packed, halves in ((False, False), (True, False), (True, True), (False, True)):
         times = {}
         for shape in shapes:
-            tokens = shape.real if packed else shape.batch * shape.length
-            width = shape.real / shape.batch if packed else shape.length
-            times[shape] = {BASE: [3e-2 * (23 + tokens * (1 + width / 300))] * 3}
-        found = decide.cost(rounds(times), dict.fromkeys(shapes, BASE), BASE, step=1)
+            lengths = sorted(lengths_of(shape).tolist())
+            widths = lengths if packed else shape.batch * [shape.length]
+            if packed and halves:
+                short = shape.batch // 2
+                pairs = short * max(lengths[:short], default=0) ** 2 + (shape.batch - short) * shape.length**2
+            else:
+                pairs = sum(width**2 for width in widths)
+            times[shape] = {BASE: [3e-2 * (23 + sum(widths) + pairs / 300)] * 3}
+        found = decide.cost(rounds(times), dict.fromkeys(shapes, BASE), BASE, step=1, halves=halves)
         assert found is not None
         assert (found.packed, found.call, found.pair) == (packed, pytest.approx(23), pytest.approx(1 / 300))
+        assert found.halves is (packed and halves)  # a rectangle has none, whatever the graph could do
     assert decide.cost(rounds({SHORT: {BASE: [1, 1, 1]}}), {SHORT: BASE}, BASE, step=1) is None

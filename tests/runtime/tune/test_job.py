@@ -5,10 +5,14 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from isoformer.runtime import IsoformerError, load, tuning
+from isoformer.runtime.cost import PACKED
+from isoformer.runtime.package import MANIFEST
 from isoformer.runtime.tune import candidates, job
+from isoformer.runtime.tune.inputs import lengths_of
 from isoformer.runtime.tuning import Choice, Record, Shape
 
 BASE, FREE = Choice(), Choice("cpu-float32")
@@ -200,3 +204,28 @@ def test_threads_are_powers_of_two_and_all() -> None:
     assert candidates.thread_counts(2, 2) == [1]
     assert candidates.thread_counts(12, 6) == [1, 2, 4, 8, 12]
     assert candidates.thread_counts(8, None) == [1, 2, 4, 8]
+
+
+def test_the_cost_of_a_graph_for_padding_has_its_two_halves(tiny_package: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_package, tmp_path / "package"))
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    whole = manifest["variants"]["cpu-float32"] | {"provider": "openvino"}
+    manifest["variants"] |= {"openvino-float32": whole, "openvino-float32-padded": whole | {"padded": True}}
+    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+    class Halves(Fake):
+        @staticmethod
+        def time(shape: Shape, choice: Choice) -> float:
+            lengths = np.full(shape.batch, shape.length)
+            if choice.variant.endswith("padded"):
+                lengths = np.sort(lengths_of(shape))
+            parts = (part for part in np.array_split(lengths[::-1], 2) if len(part))
+            return 0.03 * (23 + lengths.sum() + sum(len(part) * part[0] ** 2 for part in parts) / 300)
+
+    shapes = (SHORT, Shape(1, 31, 31), Shape(3, 11, 33), PADDED, Shape(7, 29, 103))
+    asked = job.Job(load(path), "openvino", "float32", shapes, 1.0)
+    record = job.run(asked, job.begin(asked), Halves())
+    assert record.table[PADDED].variant == "openvino-float32-padded"
+    assert record.cost is not None
+    assert (record.cost.packed, record.cost.halves, record.cost.step) == (True, True, PACKED.step)
+    assert kept(asked).cost == record.cost

@@ -16,7 +16,7 @@ import pytest
 from isoformer.runtime import PackageError, Session, cli, load, tuning
 from isoformer.runtime.by_shape import ByPadding, ByShape
 from isoformer.runtime.cases import Arrays
-from isoformer.runtime.cost import PACKED, Cost
+from isoformer.runtime.cost import COSTS, PACKED, Cost
 from isoformer.runtime.package import MANIFEST, Signature, TensorSpec
 from isoformer.runtime.tune import candidates
 from isoformer.runtime.tune.inputs import inputs_of, shapes_of
@@ -269,6 +269,12 @@ def test_padding_decides_where_nothing_was_measured(tiny_package: Path, tmp_path
     session.run({"input_ids": mask, "attention_mask": mask, "token_type_ids": mask})
     assert [choice.variant for choice in session._by_shape._sessions] == ["cpu-float32", "cpu-float32-padded"]
     assert first.keys() == {spec.name for spec in session.signature.outputs}
+    # So does a tuned one; where its shapes were too few to say what a batch costs, it costs as before.
+    package, table = load(path), {SHORT: Choice("cpu-float32"), PADDED: Choice("cpu-float32-padded")}
+    tuning.write(package, "cpu", "float32", Record([SHORT, PADDED], [], {}, table, finished=True))
+    assert Session.fastest(path).cost == PACKED
+    tuning.write(package, "cpu", "float32", Record([SHORT, PADDED], [], {}, {SHORT: CANONICAL}, finished=True))
+    assert Session.fastest(path).cost == COSTS["cpu"]
 
 
 def test_lengths_say_what_is_padding_too() -> None:

@@ -1,0 +1,139 @@
+"""Weights moved onto grids of 4 bits, and the graphs that come of them."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from isoformer.export import gptq, quantize, variants
+from isoformer.models.families import decoder
+from isoformer.runtime import Session
+from isoformer.runtime.binding import Decoder
+from tests.conftest import export_small
+from tests.export.test_variants import CONFIG, model_of, run_product
+
+
+def on_grids(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """(rows, columns), every 32 values of a column whole multiples of a step, a zero among their 16 places."""
+    blocks = rows // 32
+    step = rng.uniform(0.01, 0.3, (columns, blocks, 1)).astype(np.float32)
+    places = rng.integers(0, 16, (columns, blocks, 32)) - rng.integers(0, 16, (columns, blocks, 1))
+    return (step * places.astype(np.float32)).reshape(columns, rows).T
+
+
+def unpacked(packed: np.ndarray, scale: np.ndarray, zeros: np.ndarray) -> np.ndarray:
+    columns, blocks = scale.shape
+    places, zero = (np.stack([x & 15, x >> 4], -1).reshape(columns, -1).astype(int) for x in (packed, zeros))
+    return (scale[..., None] * (places.reshape(columns, blocks, 32) - zero[:, :blocks, None])).reshape(columns, -1).T
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_what_stands_on_a_grid_is_packed_without_an_offset_and_comes_out_as_it_was(blocks, tmp_path):
+    rng = np.random.default_rng(blocks)
+    w = on_grids(rng, 32 * blocks, 37)
+    w[:32, 0], w[:32, 1] = 0.0, 0.25  # no range at all, and one value beside zero
+    found = quantize.pack_whole(w)
+    assert found is not None
+    np.testing.assert_allclose(unpacked(*found), w, atol=1e-6)
+    x = rng.standard_normal((1, 5, len(w))).astype(np.float32)
+    np.testing.assert_allclose(run_product(w, quantize.int4, x, tmp_path), x @ w, atol=0.01 * np.abs(x @ w).max())
+
+
+@pytest.mark.parametrize("off", [0.01, 17.0])
+def test_one_value_off_its_grid_is_noticed(off):
+    """By a hundredth of its step, and by more steps than 4 bits count."""
+    w = on_grids(np.random.default_rng(3), 64, 11)
+    w[40, 7] += off * 0.01
+    assert quantize.pack_whole(on_grids(np.random.default_rng(3), 64, 11)) is not None
+    assert quantize.pack_whole(w) is None
+
+
+def test_rounding_makes_up_for_what_it_changes():
+    """Of activations that go together, half of what rounding each value to its nearest changes, or less."""
+    torch.manual_seed(0)
+    x = torch.randn(700, 24) @ torch.randn(24, 96) + 0.1 * torch.randn(700, 96)
+    weight = torch.randn(41, 96)
+    mine = gptq.rounded(weight, x)
+    grids = quantize.pack_whole(mine.numpy().T)
+    assert grids is not None
+    np.testing.assert_allclose(unpacked(*grids), mine.numpy().T, atol=1e-5)
+    scale = grids[1]
+    step = torch.from_numpy(scale).repeat_interleave(32, 1)
+    nearest = (weight / step).round() * step
+    errors = [float(((w - weight) @ x.T).square().mean()) for w in (mine, nearest)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_what_stands_on_whole_grids_already_stays():
+    """Their smallest value 0 and their largest 15 steps: the grid is found exactly, nothing is to be made up for."""
+    rng = np.random.default_rng(5)
+    places = rng.integers(0, 16, (13, 64))
+    places[:, [0, 32]], places[:, [1, 33]] = 0, 15
+    w = torch.from_numpy(places.astype(np.float32) * np.float32(0.1))
+    x = torch.randn(300, 64, generator=torch.manual_seed(1))
+    np.testing.assert_allclose(gptq.rounded(w, x), w, atol=1e-5)
+
+
+def test_the_products_of_a_block_are_rounded_but_for_queries_keys_and_values():
+    model = model_of(CONFIG)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ids = torch.randint(CONFIG.vocab_size, (3, 17), generator=torch.manual_seed(2))
+    past = {
+        f"past_key_values.{layer}.{kind}": torch.zeros(3, CONFIG.num_kv_heads or CONFIG.num_heads, 0, 16)
+        for layer in range(CONFIG.num_layers)
+        for kind in ("key", "value")
+    }
+    places = torch.arange(17).expand(3, -1)
+    seen = []
+    count = gptq.round_blocks(
+        model,
+        lambda: model(ids, torch.ones_like(ids), places, logits_positions=torch.zeros(3, 1, dtype=torch.int64), **past),
+        lambda done, total: seen.append((done, total)),
+    )
+    changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    ends = ("attention.out_linear", "feed_forward.gate", "feed_forward.up", "feed_forward.down")
+    assert changed == {f"blocks.{i}.{end}.weight" for i in range(CONFIG.num_layers) for end in ends}
+    assert count == len(changed)
+    assert seen == [(i + 1, count) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gptq") / "int4"
+    return export_small(model_of(CONFIG), decoder.signature(CONFIG), path, precision="int4")
+
+
+def products(package) -> list[int]:
+    """How many inputs each product in 4 bits has: 4 with zero points, 3 where the offset is a product of its own."""
+    graph = onnx.load(package.path / "variants/cpu-int4/model.onnx", load_external_data=False).graph
+    return [len(node.input) for node in graph.node if node.op_type == "MatMulNBits"]
+
+
+def test_a_package_has_offsets_for_queries_keys_and_values_alone(package):
+    # Gate and up are one product: they are small.
+    assert sorted(products(package)) == [3] * CONFIG.num_layers + [4] * 3 * CONFIG.num_layers
+    assert not [note for note in package.manifest["notes"] if "offsets" in note]
+
+
+def test_where_the_gate_is_missed_so_the_offsets_stay(tmp_path, monkeypatch):
+    real = gptq.rounded
+    monkeypatch.setattr(gptq, "rounded", lambda weight, x: 50 * real(weight, x))
+    made = export_small(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "int4", precision="int4")
+    assert set(products(made)) == {3}
+    (note,) = (note for note in made.manifest["notes"] if "offsets" in note)
+    assert "cpu-int4 has its offsets as products of their own; without them the quality gate is missed" in note
+    assert made.variant("cpu-int4")["gate"]["ratio"] <= variants.GATES["int4"].perplexity
+
+
+def test_the_text_is_the_model_s_own(package):
+    config = dataclasses.replace(CONFIG, max_positions=400)
+    assert config.max_positions > gptq.LENGTH
+    texts = [gptq.written(Decoder(Session(package)), [3, 5], lambda _done, _total: None) for _ in range(2)]
+    assert texts[0].shape == (gptq.SEQUENCES, gptq.LENGTH)
+    assert (texts[0] == texts[1]).all()
+    assert set(texts[0][:, 0]) == {3, 5}
+    assert texts[0].min() >= 0
+    assert texts[0].max() < CONFIG.vocab_size
+    assert len({tuple(row) for row in texts[0]}) == gptq.SEQUENCES
