@@ -17,9 +17,8 @@ import numpy as np
 import onnx
 
 from isoformer.models.signature import Signature as ModelSignature
-from isoformer.runtime.binding import PAST, PRESENT
 from isoformer.runtime.cases import BATCH_AXIS, Arrays, Case, mask_patterns
-from isoformer.runtime.package import Signature, TensorSpec
+from isoformer.runtime.package import PAST, PRESENT, Signature, TensorSpec
 
 GOLDEN_BYTES = 4 * 2**20
 BATCH, FEW, MOST = 2, 7, 128

@@ -145,14 +145,14 @@ def test_the_cache_stays_where_it_is_until_it_is_outgrown(package):
     held = Decoder(Session(package, variant="cpu-float32"))
     assert isinstance(held._cache, SharedCache)
     held.start([[1, 2, 3]])
-    places = [value.data_ptr() for value in held._cache._values]
+    places = [memory.value.data_ptr() for memory in held._cache._held]
     for token in range(4, 250):
         held.append([[token % 101]])
-    assert [value.data_ptr() for value in held._cache._values] == places
+    assert [memory.value.data_ptr() for memory in held._cache._held] == places
     before = held.append([[7]])
     while held.length < 300:
         before = held.append([[7]])
-    assert held._cache._arrays[0].shape[2] == CONFIG.max_positions  # doubled, and no more than the model holds
+    assert held._cache._held[0].read().shape[2] == CONFIG.max_positions  # doubled, and no more than the model holds
     plain = Decoder(Session(package))
     plain.start(held.tokens)
     again, _ = plain.start([[*held.tokens[0][:-1], 7]])
