@@ -134,3 +134,12 @@ def test_what_has_no_measure_and_what_is_no_precision_are_refused(tmp_path: Path
 
 def test_lists_of_texts_are_as_wide_as_the_fused_kernel_takes_a_mask() -> None:
     assert [cost_on("cuda").width(length) for length in (1, 8, 13, 128)] == [8, 8, 16, 128]
+
+
+def test_on_a_gpu_every_check_passes_by_the_same_bounds(package: Package) -> None:
+    try:
+        session = Session(package, "cuda", variant=NAME)
+    except ProviderError as error:
+        pytest.skip(f"no CUDA GPU here: {error}")
+    report = verify(package, session.run, "onnxruntime cuda-float16", seed=3, variant=NAME)
+    assert report.passed, [one.line() for one in report.failures]

@@ -10,7 +10,7 @@ import pytest
 
 from isoformer.export import ExportError, variants
 from isoformer.models.families import decoder
-from isoformer.runtime import PackageError, Session, decoding, load
+from isoformer.runtime import PackageError, ProviderError, Session, decoding, load
 from isoformer.runtime.binding import Decoder, DeviceMemory, SharedCache
 from isoformer.runtime.package import MANIFEST, Package
 from isoformer.runtime.verify import replay_golden
@@ -113,3 +113,13 @@ def test_heads_that_the_operator_does_not_take_are_refused_in_one_line(tmp_path:
         export_small(model_of(config), decoder.signature(config), tmp_path / "tiny", providers=("cuda",))
     assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_on_a_gpu_steps_and_golden_vectors_pass_by_the_same_bounds(package: Package) -> None:
+    try:
+        session = Session(package, "cuda", variant=NAME)
+    except ProviderError as error:
+        pytest.skip(f"no CUDA GPU here: {error}")
+    steps = list(decoding.verify(package, session, NAME))
+    vectors = list(replay_golden(package, decoding.plainly(session), NAME, NAME, lambda *_: None))
+    assert all(one.passed for one in (*steps, *vectors)), [one.line() for one in (*steps, *vectors) if not one.passed]
