@@ -42,9 +42,13 @@ def int8(model: ir.Model) -> int:
 def int4(model: ir.Model) -> int:
     """Every product with a constant matrix in 4 bits, those with tables that are also looked up in 8; returns how many.
 
-    So are those whose columns are no whole number of blocks.
+    So are those whose columns are no whole number of blocks. Products of one activation without offsets are one: the
+    less a single row waits for, the better.
     """
-    return _rewrite(model, lambda weight, tied: not tied and weight.shape[0] % BLOCK == 0)
+    count = _rewrite(model, lambda weight, tied: not tied and weight.shape[0] % BLOCK == 0)
+    _merge(model.graph)
+    remove_unused(model)
+    return count
 
 
 def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool]) -> int:
@@ -74,6 +78,27 @@ def _rewrite(model: ir.Model, in_4_bits: Callable[[np.ndarray, bool], bool]) -> 
         model.opset_imports.setdefault(MICROSOFT, 1)
         remove_unused(model)
     return len(found)
+
+
+def _merge(graph: ir.Graph) -> None:
+    """Products of one activation in 4 bits with zero points as one, and a Split."""
+    groups: dict[tuple, list[ir.Node]] = {}
+    for node in graph:
+        if node.op_type == "MatMulNBits" and len(node.inputs) == 4:
+            groups.setdefault((node.inputs[0], node.attributes["K"].as_int()), []).append(node)
+    for (x, _), nodes in groups.items():
+        if len(nodes) > 1:
+            build = Build(graph, f"{nodes[0].name}.merged", nodes[0])
+            weights = (
+                build.weight(np.concatenate([array(node.inputs[place]) for node in nodes]), name)
+                for place, name in enumerate(("weight", "scale", "zeros"), 1)
+            )
+            columns = [node.attributes["N"].as_int() for node in nodes]
+            attributes = {"N": sum(columns)} | {name: a for name, a in nodes[0].attributes.items() if name != "N"}
+            product = build("MatMulNBits", x, *weights, domain=MICROSOFT, **attributes)
+            parts = build.several(len(nodes), "Split", product, build.weight(np.array(columns), "columns"), axis=-1)
+            for node, part in zip(nodes, parts, strict=True):
+                take_over(node, [part])
 
 
 def _in_8_bits(build: Build, x: Any, table: Any, scale: Any, rows: Any, *, flipped: bool) -> ir.Value:

@@ -1,9 +1,11 @@
 """Weights moved onto grids of 4 bits, and the graphs that come of them."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from isoformer.export import gptq, quantize, variants
 from isoformer.models.families import decoder
 from isoformer.runtime import Session
 from isoformer.runtime.binding import Decoder
+from isoformer.runtime.providers import open_session
 from tests.conftest import export_small
 from tests.export.test_variants import CONFIG, model_of, run_product
 
@@ -48,6 +51,28 @@ def test_one_value_off_its_grid_is_noticed(off):
     w[40, 7] += off * 0.01
     assert quantize.pack_whole(on_grids(np.random.default_rng(3), 64, 11)) is not None
     assert quantize.pack_whole(w) is None
+
+
+def test_products_of_one_activation_are_one(tmp_path):
+    """Those without offsets: of three, two; each gives what it gave alone."""
+    rng = np.random.default_rng(2)
+    weights = [on_grids(rng, 64, 33), rng.standard_normal((64, 17)).astype(np.float32), on_grids(rng, 64, 20)]
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]) for i in range(3)],
+        "products",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", "length", 64])],
+        [helper.make_tensor_value_info(f"y{i}", onnx.TensorProto.FLOAT, None) for i in range(3)],
+        [onnx.numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
+    )
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11))
+    assert quantize.int4(model) == 3
+    assert Counter(node.op_type for node in model.graph) >= Counter(MatMulNBits=2, Split=1)
+    ir.save(model, tmp_path / "model.onnx")
+    x = rng.standard_normal((2, 3, 64)).astype(np.float32)
+    together = open_session(str(tmp_path / "model.onnx")).run(None, {"x": x})
+    for y, w in zip(together, weights, strict=True):
+        np.testing.assert_allclose(y, run_product(w, quantize.int4, x, tmp_path), atol=1e-5)
 
 
 def test_rounding_makes_up_for_what_it_changes():
@@ -112,7 +137,7 @@ def products(package) -> list[int]:
 
 
 def test_a_package_has_offsets_for_queries_keys_and_values_alone(package):
-    # Gate and up are one product: they are small.
+    # Gate and up are one product.
     assert sorted(products(package)) == [3] * CONFIG.num_layers + [4] * 3 * CONFIG.num_layers
     assert not [note for note in package.manifest["notes"] if "offsets" in note]
 
