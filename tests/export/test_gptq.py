@@ -72,7 +72,7 @@ def test_products_of_one_activation_are_one(tmp_path):
     x = rng.standard_normal((2, 3, 64)).astype(np.float32)
     together = open_session(str(tmp_path / "model.onnx")).run(None, {"x": x})
     for y, w in zip(together, weights, strict=True):
-        np.testing.assert_allclose(y, run_product(w, quantize.int4, x, tmp_path), atol=1e-5)
+        np.testing.assert_allclose(np.asarray(y), run_product(w, quantize.int4, x, tmp_path), atol=1e-5)
 
 
 def test_rounding_makes_up_for_what_it_changes():
