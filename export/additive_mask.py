@@ -74,10 +74,11 @@ def _rewrite(graph: ir.Graph, build: Build, node: ir.Node, mask: _Mask) -> None:
     zero, key, out = build.constant(np.array(0, np.float16)), node.inputs[1], node.outputs[0]
     uses, name = list(out.uses()), out.name
     keys = build("Unsqueeze", mask.keys, build.constant([2] if flat else [1, 3]))
-    kept = build("Where", keys, key, zero)
-    if key is not None:
-        kept.shape, kept.dtype = key.shape, ir.DataType.FLOAT16
-    node.replace_input_with(1, kept)
+    for place, x in ((1, key), (2, node.inputs[2])):  # 0 · ∞ is NaN: neither a score nor a weighted value may be
+        kept = build("Where", keys, x, zero)
+        if x is not None:
+            kept.shape, kept.dtype = x.shape, ir.DataType.FLOAT16
+        node.replace_input_with(place, kept)
     node.replace_input_with(3, mask.bias)
     if flat and mask.by_head:
         heads = node.attributes["q_num_heads"].as_int()

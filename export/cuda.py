@@ -35,6 +35,7 @@ from isoformer.runtime.session import Session
 
 PROVIDER, PRECISION = "cuda", "float16"
 NAME = f"{PROVIDER}-{PRECISION}"
+_NONE = f"there is no graph in {PRECISION} for {PROVIDER}"
 ON_CPU = "cpu"  # what the variant is measured on
 HEAD_MULTIPLE = 8  # of GroupQueryAttention
 
@@ -100,7 +101,12 @@ def make_decoder(
     plain = RuntimeSignature.read(signature.to_dict())
     progress(NAME, 0, 2)
     graph, entry = _whole(folder), _described("shared") | {"cache_dtype": PRECISION}
-    shared_cache.apply(graph, signature.windows, variants.max_positions(signature))
+    if not made.arrays:
+        raise ExportError(f"{_NONE}: a model of so few positions makes no steps that it could be held to")
+    try:
+        shared_cache.apply(graph, signature.windows, variants.max_positions(signature))
+    except ExportError as error:
+        raise ExportError(f"{_NONE}: {error}") from None
     residual_norm.apply(_in_half(graph))
     ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
     exact = "cpu-float32" if "cpu-float32" in made.variants else None
@@ -109,7 +115,7 @@ def make_decoder(
     try:
         low.start([[0]])  # the operator says only when it runs what it does not take
     except IsoformerError as error:
-        raise ExportError(f"there is no graph in {PRECISION} for {PROVIDER}: {error}") from None
+        raise ExportError(f"{_NONE}: {error}") from None
     progress(NAME, 1, 2)
     candidates = low, _Whole(signature, rounded)
     entry["gate"] = _both(*(variants.gate(reference, one, windows, GATES[PRECISION]) for one in candidates))

@@ -208,6 +208,10 @@ def gate(
         one, other = (np.concatenate([pair[i]["sentence_embedding"] for pair in answers]) for i in (0, 1))
         return _checked_embeddings(one.astype(np.float64), other.astype(np.float64), limits)
     logits = [(one["logits"][0], other["logits"][0]) for one, other in answers]
+    if not all(np.isfinite(own).all() for _, own in logits):
+        raise ExportError(
+            f"the quality gate is missed: an answer in {precision} is infinite or NaN; export it in float32"
+        )
     if task.get("name") == "classify":
         same = [np.array_equal(_labels(task, one), _labels(task, other)) for one, other in logits]
         found = {"texts": len(same), "same_labels": float(np.mean(same)), "limits": {"same_labels": limits.labels}}

@@ -147,7 +147,9 @@ def _refuse_precision(
         if wide:
             raise ExportError(f"{', '.join(wide)} is float64, which is for references; export the model in float32")
     if precision == cuda.PRECISION:
-        raise ExportError(f"{precision} is for GPUs: --provider {cuda.PROVIDER} writes a graph in it besides")
+        raise ExportError(
+            f"{precision} is for GPUs: --provider {cuda.PROVIDER} without --precision writes a graph in it"
+        )
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if precision == "float32":

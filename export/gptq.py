@@ -10,7 +10,8 @@ column that are still to come: with H = Xᵀ X over a text and U the upper Chole
 Then each value in turn moves to the place that is best while the others stay, which lessens the error by some 7 %.
 Frantar et al. 2022, https://arxiv.org/abs/2210.17323, algorithm 1. Queries, keys and values stay as they are: they bear
 it least, and one product with offsets for all three costs little (docs/decisions/variants.md). So do products whose
-activations are mostly one channel's, by the squares of them: a rounding error there outweighs all others.
+activations are mostly one channel's, by the squares of them: a rounding error there outweighs all others. And so does
+what stands on such grids already, as GGUF's Q4_0 does.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isoformer.export.quantize import BLOCK
+from isoformer.export.quantize import BLOCK, pack_whole
 from isoformer.models.attention import MultiHeadAttention
 from isoformer.models.layers import DecoderBlock
 from isoformer.runtime.binding import Decoder
@@ -46,7 +47,7 @@ def round_blocks(model: nn.Module, run: Callable[[], object], progress: Callable
             done.add(module)
             x = inputs[0].detach().flatten(0, -2).float()
             squares = x.square().sum(0)
-            if squares.max() < OUTLIER * squares.sum():
+            if squares.max() < OUTLIER * squares.sum() and pack_whole(module.weight.data.T.numpy()) is None:
                 module.weight.data.copy_(rounded(module.weight.data, x))
             progress(len(done), len(linears))
 
@@ -141,7 +142,7 @@ def _nearest(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 def _grid(block: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero point (N, 1) of least error, each column's square times its importance (BLOCK,)."""
-    low, high = block.amin(1, keepdim=True), block.amax(1, keepdim=True)
+    low, high = block.amin(1, keepdim=True).clamp(max=0), block.amax(1, keepdim=True).clamp(min=0)  # 0 is a place
     best, scale, zero = (torch.full_like(low, value) for value in (torch.inf, 1.0, 8.0))
     for shrink in SHRINKS:
         step = ((high - low) * shrink / 15).clamp(min=1e-12)

@@ -66,6 +66,10 @@ def _chosen(graph: ir.Graph) -> set[ir.Node]:
             table = node.op_type in TABLES and (constant_rank(node.inputs[0]) or 0) > 1
             if _is_product(node) or ((behind or table) and node.op_type not in PRODUCTS):
                 chosen.add(node)
+    for node in reversed(graph):  # a table of angles leads to a product too, through what is none of these
+        uses = {use.node for output in node.outputs for use in output.uses()}
+        if not _is_product(node) and not uses & chosen:
+            chosen.discard(node)
     for node in reversed(graph):  # case 3
         uses = {use.node for output in node.outputs for use in output.uses()}
         if node.op_type in HALF and constant_rank(node.outputs[0]) is not None and uses and uses <= chosen:

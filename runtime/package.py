@@ -205,7 +205,7 @@ class Package:
         if precision not in there:
             raise PackageError(
                 f"{self.path} has no {precision} for {provider}, but {', '.join(there)}; "
-                "export it again with --precision"
+                f"export it again with {'--precision' if provider == 'cpu' else f'--provider {provider}'}"
             )
 
     def precisions(self, provider: str) -> list[str]:

@@ -6,6 +6,7 @@ import os
 # which takes two to three times as long. Of torch and of numpy's products, here and in the commands that tests call.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import ctypes
 import dataclasses
 import json
 import shutil
@@ -112,6 +113,16 @@ def minilm_package(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of the encoder's TINY configuration, task embed."""
     return export_encoder(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+def require_gpu() -> None:
+    """Skips the test where ONNX Runtime has no CUDA or there is no NVIDIA driver; whatever else is wrong fails it."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("no CUDA GPU here: this onnxruntime has no CUDA")
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        pytest.skip("no CUDA GPU here: there is no NVIDIA driver")
 
 
 def export_real(checkpoint: Path, path: Path, **options) -> Path:

@@ -58,6 +58,15 @@ def test_without_the_rewrite_a_masked_key_answers() -> None:
 
 
 @pytest.mark.parametrize("mask", ["bool", "float16"])
+def test_neither_key_nor_value_of_a_masked_key_spoils_the_answer(mask: str) -> None:
+    model = leaking_graph(mask)
+    additive_mask.apply(model)
+    arrays = leaking(np.inf, mask)
+    arrays["v"][0, 0, 0] = np.inf
+    assert run(model, arrays).item() == 2
+
+
+@pytest.mark.parametrize("mask", ["bool", "float16"])
 @pytest.mark.parametrize("masked_key", [300, 40000, 65504, -65504])
 def test_no_score_of_a_masked_key_wins_or_spoils_the_answer(masked_key: float, mask: str) -> None:
     """200 times the last three is beyond float16."""
@@ -107,7 +116,7 @@ def test_layers_share_what_is_made_of_their_mask() -> None:
     assert additive_mask.apply(model) == 2
     kinds = [node.op_type for node in model.graph]
     assert kinds.count("ReduceMax") == 2
-    assert kinds.count("Where") == 1 + 2 * 2
+    assert kinds.count("Where") == 1 + 2 * 3
     assert [value.name for value in model.graph.outputs] == ["y"]
 
 

@@ -16,7 +16,7 @@ from isoformer.runtime import PackageError, ProviderError, Session
 from isoformer.runtime.cost import cost_on
 from isoformer.runtime.package import MANIFEST, Package, load
 from isoformer.runtime.verify import verify
-from tests.conftest import export_small
+from tests.conftest import export_small, require_gpu
 
 NAME = "cuda-float16"
 
@@ -137,9 +137,7 @@ def test_lists_of_texts_are_as_wide_as_the_fused_kernel_takes_a_mask() -> None:
 
 
 def test_on_a_gpu_every_check_passes_by_the_same_bounds(package: Package) -> None:
-    try:
-        session = Session(package, "cuda", variant=NAME)
-    except ProviderError as error:
-        pytest.skip(f"no CUDA GPU here: {error}")
+    require_gpu()
+    session = Session(package, "cuda", variant=NAME)
     report = verify(package, session.run, "onnxruntime cuda-float16", seed=3, variant=NAME)
     assert report.passed, [one.line() for one in report.failures]

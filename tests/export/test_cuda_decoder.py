@@ -10,11 +10,11 @@ import pytest
 
 from isoformer.export import ExportError, variants
 from isoformer.models.families import decoder
-from isoformer.runtime import PackageError, ProviderError, Session, decoding, load
+from isoformer.runtime import PackageError, Session, decoding, load
 from isoformer.runtime.binding import Decoder, DeviceMemory, SharedCache
 from isoformer.runtime.package import MANIFEST, Package
 from isoformer.runtime.verify import replay_golden
-from tests.conftest import export_small
+from tests.conftest import export_small, require_gpu
 from tests.export.test_variants import CONFIG, PLAIN, model_of
 
 NAME = "cuda-float16"
@@ -115,11 +115,24 @@ def test_heads_that_the_operator_does_not_take_are_refused_in_one_line(tmp_path:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"softcap": 20.0}, "there is no graph in float16 for cuda: "),
+        ({"max_positions": 3}, "there is no graph in float16 for cuda: a model of so few positions"),
+    ],
+)
+def test_what_has_no_cache_in_place_is_refused_in_one_line(tmp_path: Path, changes: dict, said: str) -> None:
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(ExportError, match=said) as caught:
+        export_small(model_of(config), decoder.signature(config), tmp_path / "tiny", providers=("cuda",))
+    assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
 def test_on_a_gpu_steps_and_golden_vectors_pass_by_the_same_bounds(package: Package) -> None:
-    try:
-        session = Session(package, "cuda", variant=NAME)
-    except ProviderError as error:
-        pytest.skip(f"no CUDA GPU here: {error}")
+    require_gpu()
+    session = Session(package, "cuda", variant=NAME)
     steps = list(decoding.verify(package, session, NAME))
     vectors = list(replay_golden(package, decoding.plainly(session), NAME, NAME, lambda *_: None))
     assert all(one.passed for one in (*steps, *vectors)), [one.line() for one in (*steps, *vectors) if not one.passed]

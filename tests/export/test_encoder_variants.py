@@ -118,6 +118,21 @@ def test_the_gates_of_other_tasks(tmp_path, task):
     assert gate["limits"] == ({"same_labels": 0.99} if task == "classify" else {"perplexity": 1.03, "agreement": 0.85})
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_answers_that_are_no_numbers_miss_the_gate(value, package):
+    """The largest of NaNs is the first, which may well be float32's label."""
+    plain = load(package).signature
+    with pytest.raises(ExportError, match="quality gate is missed: an answer in int8 is infinite or NaN"):
+        encoder_variants.gate(
+            {"name": "classify", "labels": ["good", "bad"]},
+            plain,
+            lambda _inputs: {"logits": np.array([[1.0, 0.0]])},
+            lambda _inputs: {"logits": np.array([[value, 0.0]])},
+            [[1, 2], [3, 4]],
+            "int8",
+        )
+
+
 def test_a_gate_that_is_missed_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(encoder_variants.LIMITS, "int8", encoder_variants.Limits(1.5, 0.9, 0.9))
     with pytest.raises(ExportError, match=r"quality gate is missed: the mean cosine .* \(at least 1.5\)"):

@@ -101,6 +101,38 @@ def test_what_stands_on_whole_grids_already_stays():
     np.testing.assert_allclose(gptq.rounded(w, x), w, atol=1e-5)
 
 
+@pytest.mark.parametrize("values", [(0.5, 1.0), (0.95, 1.05), (-0.3, -0.3)])
+def test_blocks_of_one_sign_keep_what_they_are(values):
+    """Whole zero points want 0 among the places, so the step is a fifteenth of the largest value."""
+    generator = torch.Generator().manual_seed(4)
+    weight = (
+        torch.empty(23, 64).uniform_(*values, generator=generator)
+        if values[0] < values[1]
+        else torch.full((23, 64), -0.3)
+    )
+    x = torch.randn(500, 64, generator=generator)
+    mine = gptq.rounded(weight, x)
+    assert quantize.pack_whole(mine.numpy().T) is not None
+    assert float(((mine - weight) @ x.T).square().mean() / (weight @ x.T).square().mean()) < 0.05**2
+
+
+def test_weights_that_stand_on_grids_already_are_not_rounded_again():
+    """As Q4_0's do, of which few blocks reach from the first place to the last."""
+    model = model_of(CONFIG)
+    linear = model.get_submodule("blocks.0.feed_forward.down")
+    assert isinstance(linear, torch.nn.Linear)
+    rng = np.random.default_rng(6)
+    size, columns = linear.in_features // 32, linear.out_features
+    places = rng.integers(-5, 6, (columns, size, 32)) * rng.uniform(0.01, 0.02, (columns, size, 1))
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(places.reshape(columns, -1).astype(np.float32)))
+    before = linear.weight.detach().clone()
+    x = torch.randn(40, linear.in_features, generator=torch.manual_seed(1))
+    assert gptq.round_blocks(model, lambda: linear(x), lambda _done, _total: None) == 1
+    assert linear.weight.equal(before)
+    assert not gptq.rounded(before, x).equal(before)
+
+
 def test_the_products_of_a_block_are_rounded_but_for_queries_keys_and_values():
     model = model_of(CONFIG)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -152,13 +184,42 @@ def test_where_the_gate_is_missed_so_the_offsets_stay(tmp_path, monkeypatch):
     assert made.variant("cpu-int4")["gate"]["ratio"] <= variants.GATES["int4"].perplexity
 
 
-def test_the_text_is_the_model_s_own(package):
-    config = dataclasses.replace(CONFIG, max_positions=400)
-    assert config.max_positions > gptq.LENGTH
+class Counting:
+    """A decoder whose next token is one more than the last, nearly always."""
+
+    limit = 100
+
+    def __init__(self):
+        self.together = []
+
+    def start(self, rows):
+        self.together.append(len(rows))
+        return self.append(rows), 0
+
+    def append(self, rows):
+        return 20 * np.eye(50, dtype=np.float32)[[(row[-1] + 1) % 50 for row in rows]]
+
+
+def test_the_text_is_drawn_from_the_model_s_own_probabilities():
+    decoder_, seen = Counting(), []
+    text = gptq.written(decoder_, [3, 5], lambda done, total: seen.append((done, total)))  # pyright: ignore
+    assert text.shape == (gptq.SEQUENCES, Counting.limit)
+    assert set(text[:, 0]) == {3, 5}
+    assert (text[:, 1:] == (text[:, :-1] + 1) % 50).mean() > 0.99
+    assert decoder_.together == [gptq.TOGETHER] * (gptq.SEQUENCES // gptq.TOGETHER)
+    assert seen[-1] == (text.size, text.size)
+    assert seen == sorted(seen)
+
+
+def test_the_same_text_every_time(package):
     texts = [gptq.written(Decoder(Session(package)), [3, 5], lambda _done, _total: None) for _ in range(2)]
-    assert texts[0].shape == (gptq.SEQUENCES, gptq.LENGTH)
     assert (texts[0] == texts[1]).all()
-    assert set(texts[0][:, 0]) == {3, 5}
-    assert texts[0].min() >= 0
-    assert texts[0].max() < CONFIG.vocab_size
+    assert texts[0].shape == (gptq.SEQUENCES, gptq.LENGTH)
     assert len({tuple(row) for row in texts[0]}) == gptq.SEQUENCES
+
+
+def test_a_model_of_too_few_positions_has_no_variants_and_says_so(tmp_path):
+    config = dataclasses.replace(CONFIG, max_positions=3)
+    made = export_small(model_of(config), decoder.signature(config), tmp_path / "short", precision="int4")
+    assert not made.variants
+    assert "no variants: a model of so few positions" in made.manifest["notes"][0]

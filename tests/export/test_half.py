@@ -85,6 +85,24 @@ def test_positions_and_angles_stay_in_float32() -> None:
     assert model.graph.outputs[0].dtype == ir.DataType.FLOAT
 
 
+def test_a_table_of_angles_stays_in_float32() -> None:
+    """It is a table as that of the tokens is, and leads to a product; but what reads it is no float16."""
+    body = """
+        rows = Gather (table, ids)
+        angles = Gather (turns, ids)
+        more = Add (angles, angles)
+        turned = Cos (more)
+        h = Mul (rows, turned)
+        y = MatMul (h, up)
+    """
+    turns = np.random.default_rng(1).uniform(0, 1900, (V, E)).astype(np.float32)
+    plain, model = (graph(body, {"table": array(V, E), "turns": turns, "up": array(E, F)}) for _ in range(2))
+    half.apply(model)
+    assert halves(model) == {"rows", "h", "y.float16"}
+    (exact,), (found,) = run(plain, IDS), run(model, IDS)
+    np.testing.assert_allclose(found, exact, atol=0.02)
+
+
 def test_a_product_of_activations_stays_in_float32() -> None:
     body = """
         rows = Gather (table, ids)
@@ -97,7 +115,7 @@ def test_a_product_of_activations_stays_in_float32() -> None:
     """
     model = graph(body, {"table": array(V, E), "down": array(E, E, seed=5), "up": array(E, F)})
     half.apply(model)
-    assert halves(model) == {"rows", "k", "across", "y.float16"}
+    assert halves(model) == {"rows", "k", "y.float16"}
 
 
 def test_a_table_that_is_also_the_head_is_held_once() -> None:

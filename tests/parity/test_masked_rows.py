@@ -15,9 +15,9 @@ from isoformer.export.graph import to_onnx
 from isoformer.models.attention import MultiHeadAttention, attend
 from isoformer.models.layers import EncoderBlock, FeedForward
 from isoformer.models.signature import Signature, TensorSpec
-from isoformer.runtime import ProviderError, Session
+from isoformer.runtime import Session
 from isoformer.runtime.providers import open_session
-from tests.conftest import export_small
+from tests.conftest import export_small, require_gpu
 
 E, HEADS = 33, 3
 
@@ -270,10 +270,8 @@ def test_masked_rows_on_a_gpu_in_pytorch(kinds_graph):
 @pytest.mark.gpu
 def test_masked_rows_on_a_gpu_in_onnx_runtime(kinds_graph):
     path, dtype = kinds_graph
-    try:
-        session = open_session(str(path), "cuda")
-    except ProviderError as error:
-        pytest.skip(f"no CUDA GPU here: {error}")
+    require_gpu()
+    session = open_session(str(path), "cuda")
     for large in (False, True):
         inputs = kinds_inputs(large=large)
         feeds = {name: x.numpy() for name, x in in_dtype(inputs, dtype).items()}
