@@ -329,16 +329,18 @@ def keep(
 def keep_golden(
     made: Made, folder: Path, name: str, session: Session, runs: Sequence[Run], allowed: float | None = None
 ) -> None:
-    """Writes the golden vectors of graphs with a shared cache, which all such variants share, and a bound for each.
+    """Writes the golden vectors of graphs with a shared cache, and a bound for each.
 
+    All variants whose cache is float32 share them; one of another dtype, which is the vectors' too, has its own.
     Of float32 the bound is the largest of its steps and of these cases; of a lower precision it is twice the largest
     error, of its whole pass and of these cases, if `allowed` does not say it.
     """
     signature, entry = session.signature, made.variants[name]
     errors, wide, shapes = [], [], {}
+    place = f"{VARIANTS}/{name}" if "cache_dtype" in entry else VARIANTS
     for number, (exact, rounded) in enumerate(zip(*(golden.cached(signature, run) for run in runs), strict=True)):
         case, inputs, logits = exact
-        target = f"{VARIANTS}/test_data_set_{number}"
+        target = f"{place}/test_data_set_{number}"
         golden.save(folder / target, "input", signature.inputs, inputs)
         golden.save(folder / target, "output", signature.outputs, {"logits": logits.astype(np.float32)})
         shapes[target] = case.name, list(logits.shape)

@@ -37,6 +37,16 @@ def on_cpu(package: Package, tmp_path_factory: pytest.TempPathFactory) -> Packag
     return load(path)
 
 
+@pytest.mark.parametrize("variant", ["cpu-float32", NAME])
+def test_each_variant_has_golden_vectors_whose_cache_is_of_its_dtype(on_cpu: Package, variant: str) -> None:
+    session = Session(on_cpu, variant=variant)
+    found = list(replay_golden(on_cpu, decoding.plainly(session), variant, variant, lambda *_: None))
+    assert found
+    assert [one.line() for one in found if not one.passed] == []
+    caches = {a.dtype for _, inputs, _ in on_cpu.golden(variant) for n, a in inputs.items() if n.startswith("past_")}
+    assert caches == {np.dtype("float16" if variant == NAME else "float32")}
+
+
 def test_the_manifest_says_what_was_measured_where(package: Package) -> None:
     variant = package.variant(NAME)
     assert (variant["provider"], variant["measured_on"], variant["cache"]) == ("cuda", "cpu", "shared")
