@@ -1,12 +1,13 @@
 """Attention in float16 under a mask: no key that is masked out can win, whatever its score.
 
     mask (B, H, Lq, Lk) → bias: 0 where a key takes part, else -inf
-    key → Where(some query sees it, key, 0) → Attention(query, key, value, bias) → Where(the query has a key, …, 0)
+    key, value → Where(some query sees it, …, 0)
+    Attention(query, key, value, bias) → Where(the query has a key, …, 0)
 
 ONNX Runtime makes a boolean mask of float16 attention into a sum with -65504, which scores can outweigh; added to a
 finite score -inf cannot be outweighed. A key that no query sees, as padding is, becomes a zero vector, whose score is
-0 and not, beyond 65504, infinite. A query without any key is NaN up to the last Where, which leaves nothing of it.
-docs/decisions/cuda.md says which kernels take such a bias.
+0 and not, beyond 65504, infinite; and so does its value. A query without any key is NaN up to the last Where, which
+leaves nothing of it. docs/decisions/cuda.md says which kernels take such a bias.
 
 Case 1: Attention on float16 with a mask, boolean or added, of four axes: rewritten.
 Case 2: without a mask, or on float32: left alone.

@@ -19,16 +19,17 @@ import torch
 from torch import nn
 
 from isoformer.export import additive_mask, encoder_variants, golden, half, residual_norm, shared_cache, variants
+from isoformer.export.edit import loaded
 from isoformer.export.encoder_variants import compared, gate_sentences
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress, torch_runner
 from isoformer.export.tolerances import of_torch
-from isoformer.export.variants import GATES, Made, Run, file_of, keep
+from isoformer.export.variants import GATES, Made, Run, described, file_of, keep
 from isoformer.models.signature import Signature
 from isoformer.runtime import decoding
 from isoformer.runtime.binding import Decoder
 from isoformer.runtime.errors import IsoformerError
-from isoformer.runtime.package import MODEL, PAST, VARIANTS, WEIGHTS, Package
+from isoformer.runtime.package import MODEL, PAST, WEIGHTS, Package
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import FACTOR, largest_error, sample_indices
 from isoformer.runtime.session import Session
@@ -70,7 +71,7 @@ def make_encoder(
     plain = RuntimeSignature.read(signature.to_dict())
     texts = gate_sentences(folder, plain, text, PRECISION)
     progress(NAME, 0, 3)
-    graph, entry = _in_half(_whole(folder)), _described("none")
+    graph, entry = _in_half(loaded(folder / f"{MODEL}.onnx")), _described("none")
     additive_mask.apply(graph)
     ir.save(graph, file_of(folder, entry), external_data=WEIGHTS)
     low, exact = _on_cpu(folder, plain, entry), Session(Package(folder, {}, plain)).run
@@ -100,7 +101,7 @@ def make_decoder(
     """
     plain = RuntimeSignature.read(signature.to_dict())
     progress(NAME, 0, 2)
-    graph, entry = _whole(folder), _described("shared") | {"cache_dtype": PRECISION}
+    graph, entry = loaded(folder / f"{MODEL}.onnx"), _described("shared") | {"cache_dtype": PRECISION}
     if not made.arrays:
         raise ExportError(f"{_NONE}: a model of so few positions makes no steps that it could be held to")
     try:
@@ -136,22 +137,15 @@ class _Whole:
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The logits (length, vocabulary) behind every token of each sequence."""
-        inputs = (golden.alone(self._signature, list(one), list(range(len(one)))) for one in sequences)
-        return [self._run(arrays)["logits"][0] for arrays in inputs]
+        rows = ((list(one), list(range(len(one)))) for one in sequences)
+        return golden.logits_alone(self._signature, self._run, rows)
 
 
 def _torch_error(signature: Signature, run: Run, case: decoding.Case, sampled: np.ndarray, vocabulary: int) -> float:
     """PyTorch's own largest error in float16 at the places of a case whose logits are compared."""
     rows = zip(case.sequences(vocabulary), case.asked(), strict=True)
-    found = np.stack([run(golden.alone(signature, row, asked))["logits"][0] for row, asked in rows])
+    found = np.stack(golden.logits_alone(signature, run, rows))
     return largest_error(found.reshape(-1)[sample_indices(found.size)], sampled)
-
-
-def _whole(folder: Path) -> ir.Model:
-    """The canonical graph, its weights in memory."""
-    graph = ir.load(folder / f"{MODEL}.onnx")
-    ir.external_data.load_to_model(graph)
-    return graph
 
 
 def _in_half(graph: ir.Model) -> ir.Model:
@@ -167,8 +161,7 @@ def _both(here: dict[str, Any], in_torch: dict[str, Any]) -> dict[str, Any]:
 
 def _described(cache: str) -> dict[str, Any]:
     """What the manifest says of the variant before it is measured."""
-    path = f"{VARIANTS}/{NAME}/{MODEL}.onnx"
-    return {"path": path, "provider": PROVIDER, "precision": PRECISION, "cache": cache, "measured_on": ON_CPU}
+    return described(PRECISION, cache, provider=PROVIDER) | {"measured_on": ON_CPU}
 
 
 def _on_cpu(folder: Path, signature: RuntimeSignature, entry: dict[str, Any]) -> Session:

@@ -1,12 +1,20 @@
 """What passes over a graph have in common: constants in and out of it, sizes, nodes taken out and replaced."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from isoformer.export.errors import ExportError
+
+
+def loaded(path: Path) -> ir.Model:
+    """The graph, its weights in memory."""
+    model = ir.load(path)
+    ir.external_data.load_to_model(model)
+    return model
 
 
 def array(value: ir.Value | None) -> np.ndarray:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from isoformer.export import quantize
+from isoformer.export.edit import loaded
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Progress
 from isoformer.export.package import Part
@@ -170,8 +171,7 @@ def _windows(sessions: Sessions, task: dict[str, Any], file: Path) -> Iterator[Q
 
 def _write(folder: Path, name: str) -> dict[str, Any] | None:
     """The graph in 8 bits below variants/, and its entry; None where it has no product that is worth it."""
-    graph = ir.load(folder / f"{name}.onnx")
-    ir.external_data.load_to_model(graph)
+    graph = loaded(folder / f"{name}.onnx")
     if not quantize.int8(graph):
         return None
     made = described(PRECISION, "plain", name)

@@ -210,7 +210,7 @@ def gate(
     logits = [(one["logits"][0], other["logits"][0]) for one, other in answers]
     if not all(np.isfinite(own).all() for _, own in logits):
         raise ExportError(
-            f"the quality gate is missed: an answer in {precision} is infinite or NaN; export it in float32"
+            f"the quality gate is missed: an answer in {precision} is infinite or NaN; export it without this precision"
         )
     if task.get("name") == "classify":
         same = [np.array_equal(_labels(task, one), _labels(task, other)) for one, other in logits]
@@ -218,7 +218,7 @@ def gate(
         if not found["same_labels"] >= limits.labels:
             raise ExportError(
                 f"the quality gate is missed: {found['same_labels']:.3f} of the texts get float32's label (at least "
-                f"{limits.labels}); export it in float32"
+                f"{limits.labels}); export it without this precision"
             )
         return found
     score = Score()
@@ -247,7 +247,7 @@ def _checked_embeddings(exact: np.ndarray, low: np.ndarray, limits: Limits) -> d
             f"the quality gate is missed: the mean cosine with float32's vectors is {found['cosine']:.4f} (at least "
             f"{limits.cosine}), Spearman's correlation of their similarities {found['spearman']:.4f} (at least "
             f"{limits.spearman}); "
-            "export it in float32"
+            "export it without this precision"
         )
     return found
 

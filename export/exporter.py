@@ -179,8 +179,10 @@ def _refuse_providers(
             raise ExportError(
                 f"there are graphs of their own for {openvino.PROVIDER} and {cuda.PROVIDER}, not for {provider}"
             )
-        if not alone or (decodes and provider == openvino.PROVIDER):
-            raise ExportError(f"a graph for {provider} is for encoders, which are one graph without a cache")
+        if not alone:
+            raise ExportError(f"a graph for {provider} is for models of one graph")
+        if decodes and provider == openvino.PROVIDER:
+            raise ExportError(f"a graph for {provider} is for encoders, which have no cache")
     if cuda.PROVIDER in providers:
         cuda.refuse(task, parts[registry.MODEL][1])
 

@@ -189,6 +189,13 @@ def alone(signature: Signature | ModelSignature, tokens: list[int], asked: list[
     return arrays
 
 
+def logits_alone(
+    signature: Signature | ModelSignature, run: Callable[[Arrays], Arrays], rows: Iterable[tuple[list[int], list[int]]]
+) -> list[np.ndarray]:
+    """Of each sequence and places in it the logits (places, vocabulary), each sequence in a run of its own."""
+    return [run(alone(signature, tokens, asked))["logits"][0] for tokens, asked in rows]
+
+
 class Named(Protocol):
     """What tells which tensor a file is of."""
 

@@ -35,19 +35,19 @@ SHRINKS = torch.linspace(0.6, 1.1, 21)  # of a block's range, to look for the sc
 
 
 def round_blocks(model: nn.Module, run: Callable[[], object], progress: Callable[[int, int], None]) -> int:
-    """Rounds the products of every decoder block, but those named above, in place; returns how many it looked at.
+    """Rounds the `products`, but those of outliers, in place; returns how many it looked at.
 
     run: sends a text through the model, all of it at once. Each product is rounded as the text reaches it, so its own
     text has the errors of those in front of it. progress: called with the products done and in all.
     """
-    linears, done = _linears(model), set[nn.Module]()
+    linears, done = products(model), set[nn.Module]()
 
     def reached(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if module not in done and isinstance(module, nn.Linear):
             done.add(module)
             x = inputs[0].detach().flatten(0, -2).float()
             squares = x.square().sum(0)
-            if squares.max() < OUTLIER * squares.sum() and pack_whole(module.weight.data.T.numpy()) is None:
+            if squares.max() < OUTLIER * squares.sum():
                 module.weight.data.copy_(rounded(module.weight.data, x))
             progress(len(done), len(linears))
 
@@ -117,7 +117,8 @@ def written(decoder: Decoder, first: Sequence[int], progress: Callable[[int, int
     return text
 
 
-def _linears(model: nn.Module) -> list[nn.Linear]:
+def products(model: nn.Module) -> list[nn.Linear]:
+    """Those of every decoder block but queries, keys, values, and what stands on its grids already."""
     kept = {
         linear
         for layer in model.modules()
@@ -126,7 +127,8 @@ def _linears(model: nn.Module) -> list[nn.Linear]:
     }
     blocks = [module for module in model.modules() if isinstance(module, DecoderBlock)]
     linears = [linear for block in blocks for linear in block.modules() if isinstance(linear, nn.Linear)]
-    return [linear for linear in linears if linear not in kept and linear.in_features % BLOCK == 0]
+    open_ = [linear for linear in linears if linear not in kept and linear.in_features % BLOCK == 0]
+    return [linear for linear in open_ if pack_whole(linear.weight.detach().T.numpy()) is None]
 
 
 def _second_moments(x: Tensor) -> Tensor:

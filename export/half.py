@@ -4,9 +4,9 @@
           └─────────────── float16 ────────────────┘
 
 A node computes in float16 where it is of HALF, its values come from a weight, a table or such a node, and a product
-reads what it makes, however far behind. So positions and angles, masks, the norm behind the last product and pooling
-stay in float32. Norms and softmax of float16 tensors are computed in float32 inside their operators. A cache that is
-written in place is float16 at the edge too: to cast it would copy all of it with each token.
+reads what it makes, however far behind, through others such. So positions and angles, masks, the norm behind the last
+product and pooling stay in float32. Norms and softmax of float16 tensors are computed in float32 inside their
+operators. A cache that is written in place is float16 at the edge too: to cast it would copy all of it with each token.
 
 Case 1: MatMul or Gemm with a weight, Attention, GroupQueryAttention: a product.
 Case 2: an operator of HALF behind one of these, or one that looks rows up in a table, in front of one: rewritten.
@@ -66,7 +66,7 @@ def _chosen(graph: ir.Graph) -> set[ir.Node]:
             table = node.op_type in TABLES and (constant_rank(node.inputs[0]) or 0) > 1
             if _is_product(node) or ((behind or table) and node.op_type not in PRODUCTS):
                 chosen.add(node)
-    for node in reversed(graph):  # a table of angles leads to a product too, through what is none of these
+    for node in reversed(graph):  # a table of angles leads to a product too, but nothing of float16 reads it
         uses = {use.node for output in node.outputs for use in output.uses()}
         if not _is_product(node) and not uses & chosen:
             chosen.discard(node)
@@ -106,7 +106,8 @@ def _constant(graph: ir.Graph, value: ir.Value) -> ir.Value:
         values = wide.astype(np.float16)
     if not np.isfinite(values[np.isfinite(wide)]).all():
         raise ExportError(
-            f"the weight {value.name} holds {np.abs(wide).max():.3g}, and float16 ends at 65504; export it in float32"
+            f"the weight {value.name} holds {np.abs(wide).max():.3g}, and float16 ends at 65504; "
+            "export it without this precision"
         )
     return initializer(graph, f"{value.name}.float16", values)
 

@@ -36,7 +36,8 @@ def tolerances(session: Session, evidence: Evidence, zero: Collection[str] = ())
             worst[name] = max(worst[name], largest_error(found, reference[name]))
     if wrong := [name for name, error in worst.items() if not np.isfinite(error)]:
         raise ExportError(
-            f"{session.variant} makes {', '.join(wrong)} something that is not a number; export it in float32"
+            f"{session.variant} makes {', '.join(wrong)} something that is not a number; "
+            "export it without this precision"
         )
     return {name: {"error": error, "absolute": 2 * error} for name, error in worst.items()}
 

@@ -10,7 +10,6 @@ gate, on a text: the perplexity may be so many times float32's, and so many of t
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 
 from isoformer.export import golden, gptq, quantize, reproducible, residual_norm, shared_cache
+from isoformer.export.edit import loaded
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress, torch_runner
 from isoformer.export.graph import to_onnx
@@ -179,9 +179,7 @@ def _to_quantize(
         return
     if (rounded := _rounded(model, signature, opset, wanted.windows[0], exact, progress)) is not None:
         yield rounded
-    graph = ir.load(folder / "model.onnx")
-    ir.external_data.load_to_model(graph)
-    yield graph
+    yield loaded(folder / f"{MODEL}.onnx")
 
 
 def _first_to_pass(
@@ -244,12 +242,13 @@ class Score:
         """For the manifest; ExportError when it misses a limit."""
         if not self.count:
             raise ExportError("the quality gate has nothing to measure: its sample is empty")
-        float32, own = (math.exp(min(total / self.count, 700.0)) for total in self.sums)
+        means = self.sums / self.count
+        float32, own, ratio = (_exp(mean) for mean in (*means, means[1] - means[0]))
         found = {
             "tokens": self.count,
             "perplexity": own,
             "perplexity_float32": float32,
-            "ratio": own / float32,
+            "ratio": ratio,
             "agreement": self.same / self.count,
             "limits": asdict(limits),
         }
@@ -257,9 +256,15 @@ class Score:
             raise ExportError(
                 f"the quality gate is missed: perplexity {own:.2f} is {found['ratio']:.3f} times float32's "
                 f"{float32:.2f} (at most {limits.perplexity}), {found['agreement']:.3f} of the likeliest tokens are "
-                f"the same (at least {limits.agreement}); export it in float32"
+                f"the same (at least {limits.agreement}); export it without this precision"
             )
         return found
+
+
+def _exp(x: float) -> float:
+    """e^x, infinite where float64 ends."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(x))
 
 
 def _surprise(logits: np.ndarray, tokens: Sequence[int]) -> float:
@@ -281,9 +286,7 @@ def _references(
     for number, case in enumerate(todo):
         progress("decoding", number, len(todo))
         rows = list(zip(case.sequences(_vocabulary(signature)), case.asked(), strict=True))
-        exact, rounded = (
-            np.stack([run(golden.alone(signature, row, asked))["logits"][0] for row, asked in rows]) for run in runs
-        )
+        exact, rounded = (np.stack(golden.logits_alone(signature, run, rows)) for run in runs)
         error = largest_error(rounded, exact)
         made.decoding[case.name] = {"torch_error": error, "bound": bound(error, exact)}
         made.arrays[case.name] = exact.reshape(-1)[sample_indices(exact.size)]
@@ -356,10 +359,10 @@ def keep_golden(
     entry["golden_cases"] = {target: case for target, (case, _) in shapes.items()}
 
 
-def described(precision: str, cache: str, graph: str = MODEL) -> dict[str, Any]:
+def described(precision: str, cache: str, graph: str = MODEL, provider: str = "cpu") -> dict[str, Any]:
     """What the manifest says of a variant before it is measured."""
-    path = f"{VARIANTS}/cpu-{precision}/{graph}.onnx"
-    return {"path": path, "provider": "cpu", "precision": precision, "cache": cache}
+    path = f"{VARIANTS}/{provider}-{precision}/{graph}.onnx"
+    return {"path": path, "provider": provider, "precision": precision, "cache": cache}
 
 
 def file_of(folder: Path, entry: dict[str, Any]) -> Path:
@@ -381,14 +384,16 @@ def _rounded(
     model: nn.Module, signature: Signature, opset: int, first: list[int], exact: Decoder, progress: Progress
 ) -> ir.Model | None:
     """The graph of the model after `gptq`, over a text that it writes itself; None where nothing is to be rounded."""
+    if not gptq.products(model):
+        return None
     tokens = gptq.written(exact, first, partial(progress, "text"))
     model = copy.deepcopy(model)
     run = torch_runner(model, signature, torch.float32, copied=False)
     inputs = {name: np.repeat(array, len(tokens), 0) for name, array in golden.alone(signature, [0], [0]).items()}
     inputs["input_ids"], inputs["attention_mask"] = tokens, np.ones_like(tokens)
     inputs["position_ids"] = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
-    count = gptq.round_blocks(model, lambda: run(inputs), partial(progress, "rounding"))
-    return to_onnx(model, signature, opset) if count else None
+    gptq.round_blocks(model, lambda: run(inputs), partial(progress, "rounding"))
+    return to_onnx(model, signature, opset)
 
 
 def _named(progress: Progress, name: str, stage: str, done: int, total: int) -> None:

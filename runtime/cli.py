@@ -134,7 +134,9 @@ def export(
     gated = chosen != "float32"
     for name, given, has_gate in (("--text", text, gated or provider == "cuda"), ("--sound", sound, gated)):
         if given is not None and not has_gate:
-            raise InputError(f"{name} {given} is for the quality gate of int8 and int4")
+            raise InputError(
+                f"{name} {given} is for a quality gate, which float32 has not (--precision, --provider cuda)"
+            )
     if text is not None and sound is not None:
         raise InputError("give --text, or --sound for transcribe, not both")
     sample = None if text is None else "\n".join(_texts([], text))

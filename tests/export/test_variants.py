@@ -230,6 +230,17 @@ def test_perplexity_and_agreement_by_hand():
     assert found["tokens"] == 2
 
 
+def test_surprises_beyond_float64_are_compared_and_missed():
+    """e^800 is infinite; what is worse than it by a factor is so all the same."""
+    score = variants.Score()
+    score.sums, score.same, score.count = np.array([800.0, 801.0]), 1, 1
+    with pytest.raises(ExportError, match=r"perplexity inf is 2\.718 times float32's inf"):
+        score.checked(variants.Gate(1.12, 0.85))
+    score.sums = np.array([3.0, np.nan])
+    with pytest.raises(ExportError, match="perplexity nan"):
+        score.checked(variants.Gate(1.12, 0.85))
+
+
 def test_precisions_that_an_encoder_has_not(tmp_path):
     model = encoder.Model(encoder.TINY)
     with pytest.raises(ExportError, match="precision int4 is for decoders alone; this model has float32 and int8"):
@@ -410,7 +421,7 @@ def test_the_way_through_the_command_line(tmp_path, isoformer):
     for wrong, said in (
         (("export", "-m", "built:build", "x", "--precision", "int3"), "precision 'int3' is not one of fp32"),
         (("export", "-m", "built:build", "x", "--reproducible"), "is for decoders with --precision int8"),
-        (("export", "-m", "built:build", "x", "--text", "short.txt"), "is for the quality gate of int8 and int4"),
+        (("export", "-m", "built:build", "x", "--text", "short.txt"), "is for a quality gate, which float32 has not"),
         (("export", "-m", "built:build", "x", "--precision", "int8", "--text", "short.txt"), "has 3 tokens"),
     ):
         refused = isoformer(*wrong, cwd=tmp_path)
