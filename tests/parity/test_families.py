@@ -9,10 +9,11 @@ import torch
 from isoformer.export import export
 from isoformer.export.evidence import torch_runner
 from isoformer.models import registry
-from isoformer.runtime import ProviderError, Session
+from isoformer.runtime import Session
 from isoformer.runtime.cases import MASKS, sample
 from isoformer.runtime.parity import bound, comparable, largest_error
 from isoformer.runtime.verify import verify
+from tests.conftest import require_gpu
 
 # What differs between opsets is attention, and these have all kinds of it; 24 brings nothing that 23 and 25 have not.
 BLOCKS = {20: ("attention", "decoder", "encoder"), 25: ("attention", "encoder")}
@@ -94,10 +95,7 @@ def within(size: int, low: int, high: int | None) -> int:
 
 @pytest.mark.gpu
 def test_cuda_computes_the_same(package):
+    require_gpu()
     for found, _, _ in package:
-        try:
-            session = Session(found, "cuda")
-        except ProviderError as error:
-            pytest.skip(f"no CUDA GPU here: {error}")
-        report = verify(found, session.run, "onnxruntime cuda", seed=3)
+        report = verify(found, Session(found, "cuda").run, "onnxruntime cuda", seed=3)
         assert report.passed, [failure.line() for failure in report.failures]
