@@ -217,6 +217,21 @@ class Scorer(Protocol):
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
 
 
+class Stepwise:
+    """A decoder's logits as generation asks for them: each token a step of its own, behind the cache of those before."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        return [np.concatenate(list(self._steps(sequence))) for sequence in sequences]
+
+    def _steps(self, sequence: Sequence[int]) -> Iterator[np.ndarray]:
+        yield self.decoder.start([sequence[:1]])[0]
+        for token in sequence[1:]:
+            yield self.decoder.append([[token]])
+
+
 def gate(reference: Scorer, candidate: Scorer, windows: Sequence[Sequence[int]], limits: Gate) -> dict[str, Any]:
     """The candidate's perplexity beside the reference's, for the manifest; ExportError when it misses a limit."""
     score = Score()
