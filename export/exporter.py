@@ -53,6 +53,7 @@ def export(
     sound: Path | None = None,
     providers: Collection[str] = (),
     reproducible: bool = False,
+    cache: str = variants.CACHES[0],
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Package:
@@ -66,6 +67,7 @@ def export(
     beside the canonical graph: float32, int8 or int4 of a decoder, float32 or int8 of an encoder–decoder. text, or of
     transcribe the file sound: what that variant's quality is measured on, see `variants` and `encoded_variants`.
     reproducible: a decoder's int8 gives the same bits natively and in WebAssembly, and is slower, see `reproducible`.
+    cache: what a decoder's int8 or int4 keeps keys and values in, float32 or int8, see `int8_cache`.
     providers: those that a graph of their own is made for besides: "openvino" of an encoder, see `openvino`, and
     "cuda", float16, see `cuda`; text is then for its quality too.
     progress: called with a stage, steps done, steps in all.
@@ -76,6 +78,7 @@ def export(
     parts = registry.graphs(model, signature)
     _refuse_reproducible(parts, precision, reproducible=reproducible)
     _refuse_precision(parts, precision, task, sound)
+    _refuse_cache(parts, precision, cache, reproducible=reproducible)
     _refuse_providers(parts, providers, task)
     _refuse_nan(model)
     with package.staged(Path(path), force=force) as folder:
@@ -90,7 +93,7 @@ def export(
         low = precision != "float32"
         measured = low or cuda.PROVIDER in providers
         windows = variants.windows(folder, parts[registry.MODEL][1], text) if measured and decodes else []
-        wanted = variants.Wanted(precision, windows, reproducible)
+        wanted = variants.Wanted(precision, windows, reproducible, cache)
         try:
             graphs = _graphs(parts, opset, progress)
             # The variants of one graph read the same file of weights.
@@ -167,6 +170,19 @@ def _refuse_reproducible(parts: dict[str, tuple[nn.Module, Signature]], precisio
     alone = list(parts) == [registry.MODEL] and bool(parts[registry.MODEL][1].windows)
     if reproducible and not (alone and precision == variants.REPRODUCIBLE):
         raise ExportError(f"--reproducible is for decoders with --precision {variants.REPRODUCIBLE}")
+
+
+def _refuse_cache(
+    parts: dict[str, tuple[nn.Module, Signature]], precision: str, cache: str, *, reproducible: bool
+) -> None:
+    if cache not in variants.CACHES:
+        raise ExportError(f"cache {cache!r} is not one of {', '.join(variants.CACHES)}")
+    if cache == variants.CACHES[0]:
+        return
+    if reproducible:
+        raise ExportError(f"--reproducible keeps its cache in float32; leave out --cache {cache}")
+    if precision == "float32" or list(parts) != [registry.MODEL] or not parts[registry.MODEL][1].windows:
+        raise ExportError(f"--cache {cache} is for decoders with --precision int8 or int4")
 
 
 def _refuse_providers(

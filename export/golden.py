@@ -134,10 +134,14 @@ CACHED_BYTES = 3 * 2**20
 NOT_READ = 9.0  # stands where no token does
 
 
-def cached(signature: Signature, run: Callable[[Arrays], Arrays]) -> Iterator[tuple[Cached, Arrays, np.ndarray]]:
+def cached(
+    signature: Signature, run: Callable[[Arrays], Arrays], held: Callable[[list[int]], Arrays] | None = None
+) -> Iterator[tuple[Cached, Arrays, np.ndarray]]:
     """Cases of CACHED with the inputs of a graph with a shared cache, and the logits (B, 1, vocabulary) behind them.
 
-    run: the canonical signature's inputs of one sequence without a past → its outputs.
+    run: the canonical signature's inputs of one sequence without a past → its outputs. held: tokens of one sequence →
+    past_key_values.* (1, K, their number or more, D) as the graph's own cache has them, where it has not what `run`
+    gives as present.
     """
     past = [spec for spec in signature.inputs if spec.name.startswith(PAST)]
     vocabulary = next(spec.high or 1 for spec in signature.inputs if spec.name == "input_ids")
@@ -152,13 +156,14 @@ def cached(signature: Signature, run: Callable[[Arrays], Arrays]) -> Iterator[tu
         rng = np.random.default_rng(int(ends.sum()))
         buffers = {s.name: np.full((batch, _fixed(s)[0], capacity, _fixed(s)[1]), NOT_READ, s.dtype) for s in past}
         ids, logits = np.zeros((batch, columns), np.int64), np.zeros((batch, 1, width))
-        for row, (held, end) in enumerate(zip(case.past, ends, strict=True)):
+        for row, (begin, end) in enumerate(zip(case.past, ends, strict=True)):
             tokens = rng.integers(0, vocabulary, end)
             found = run(alone(signature, tokens.tolist(), [int(end) - 1]))
-            ids[row, : end - held], logits[row] = tokens[held:], found["logits"][0]
+            ids[row, : end - begin], logits[row] = tokens[begin:], found["logits"][0]
+            own = held(tokens[:begin].tolist()) if held and begin else {}
             for spec in past:
-                made = found[spec.name.replace(PAST, PRESENT, 1)]
-                buffers[spec.name][row, :, :held] = made[0, :, :held]
+                made = own[spec.name] if own else found[spec.name.replace(PAST, PRESENT, 1)]
+                buffers[spec.name][row, :, :begin] = made[0, :, :begin]
         begins = np.array(case.past)[:, None]
         inputs = {
             "input_ids": ids,
@@ -185,7 +190,9 @@ def alone(signature: Signature | ModelSignature, tokens: list[int], asked: list[
     for spec in signature.inputs:
         if spec.name not in arrays:
             _, heads, _, size = spec.axes
-            arrays[spec.name] = np.zeros((1, int(heads), 0, int(size)), spec.dtype)
+            # Empty, and for a model that computes in floats, though a variant's cache be of 8 bits.
+            dtype = spec.dtype if spec.dtype.startswith("float") else "float32"
+            arrays[spec.name] = np.zeros((1, int(heads), 0, int(size)), dtype)
     return arrays
 
 

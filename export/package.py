@@ -297,7 +297,8 @@ def _variants(manifest: dict[str, Any]) -> str:
     rows = []
     for name, variant in manifest["variants"].items():
         quality = gates.line(variant["gate"]) if "gate" in variant else "as the canonical graph"
-        cache = f"{variant['cache']}{', reproducible' if variant.get('reproducible') else ''}"
+        cache = variant["cache"] + (f", {variant['cache_dtype']}" if "cache_dtype" in variant else "")
+        cache += ", reproducible" if variant.get("reproducible") else ""
         rows.append(f"| {name} | {cache} | {quality} |")
     if not rows:
         return ""

@@ -3,10 +3,13 @@
 cpu-float32   the canonical graph with GroupQueryAttention on one cache; its weights are the canonical graph's file
 cpu-int8      weights and activations in 8 bits, outliers smoothed; if asked for, `reproducible`
 cpu-int4      weights in 4 bits, for few tokens at a time
+              both, if asked for, with keys and values in 8 bits, see `int8_cache`
 
 Held to the float64 reference step by step (`isoformer.runtime.decoding`): float32 within the bound that the canonical
-graph has, a lower precision within twice the error of its own whole pass. A lower precision must besides pass its
-gate, on a text: the perplexity may be so many times float32's, and so many of the likeliest tokens are the same.
+graph has, a lower precision within twice the error of its own whole pass, a cache in 8 bits within twice that of the
+same graph whose cache of float32 is rounded by numpy (a whole pass reads no cache). A lower precision must besides pass
+its gate, on a text: the perplexity may be so many times float32's, and so many of the likeliest tokens are the same;
+with a cache in 8 bits by whole passes and token by token.
 """
 
 import copy
@@ -21,7 +24,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from isoformer.export import golden, gptq, quantize, reproducible, residual_norm, shared_cache
+from isoformer.export import golden, gptq, int8_cache, quantize, reproducible, residual_norm, shared_cache
 from isoformer.export.edit import loaded
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress, torch_runner
@@ -55,6 +58,7 @@ class Gate:
 GATES = {"int8": Gate(1.03, 0.85), "int4": Gate(1.12, 0.85), "float16": Gate(1.005, 0.98)}
 PRECISIONS = ("float32", "int8", "int4")
 REPRODUCIBLE = "int8"
+CACHES = ("float32", int8_cache.DTYPE)
 WAYS: dict[str, Callable[[ir.Model], int]] = {"int8": quantize.int8, "int4": quantize.int4}
 
 
@@ -62,12 +66,14 @@ WAYS: dict[str, Callable[[ir.Model], int]] = {"int8": quantize.int8, "int4": qua
 class Wanted:
     """precision: float32 alone, or int8 or int4 as well. windows: of the gate's text, see `windows`.
 
-    reproducible: of int8, the same bits natively and in WebAssembly, see `reproducible`.
+    reproducible: of int8, the same bits natively and in WebAssembly, see `reproducible`. cache: what int8 or int4 keeps
+    keys and values in, one of CACHES, see `int8_cache`.
     """
 
     precision: str = "float32"
     windows: list[list[int]] = field(default_factory=list)
     reproducible: bool = False
+    cache: str = CACHES[0]
 
 
 @dataclass
@@ -125,6 +131,8 @@ def make(
     except IsoformerError as error:
         path.unlink(missing_ok=True)
         made.notes.append(f"no cache written in place: {error}")
+        if wanted.cache == int8_cache.DTYPE:
+            raise ExportError(f"--cache {wanted.cache} is for a cache written in place: {error}") from None
         session = open_(None)
     else:
         found = list(steps(Decoder(session), references, made.decoding, progress, "cpu-float32"))
@@ -143,17 +151,29 @@ def make(
         progress(name, 0, 2)
         _lower(graph, file_of(folder, entry), entry, signature)
         progress(name, 1, 2)
-        return Decoder(open_(name, entry))
+        if wanted.cache != int8_cache.DTYPE:
+            return Decoder(open_(name, entry))
+        found, rounded[name] = _rounded_cache(open_(name, entry), windows[0], references)
+        int8_cache.apply(graph, found)
+        _save(graph, file_of(folder, entry))
+        return Decoder(open_(name, entry | {"cache_dtype": int8_cache.DTYPE}))
 
+    def measured(low: Decoder) -> dict[str, Any]:
+        found = gate(exact, low, windows[1:], GATES[precision])
+        # A whole pass reads nothing that is kept in 8 bits.
+        return gate(exact, Stepwise(low), windows[1:], GATES[precision]) if rounded else found
+
+    rounded: dict[str, dict[str, dict[str, float]]] = {}
     graphs = _to_quantize(folder, model, signature, opset, wanted, exact, partial(_named, progress, name))
-    low, entry["gate"], missed = _first_to_pass(
-        map(written, graphs), lambda low: gate(exact, low, windows[1:], GATES[precision])
-    )
+    low, entry["gate"], missed = _first_to_pass(map(written, graphs), measured)
     made.notes += [
         f"{name} has its offsets as products of their own; without them {error.partition(';')[0]}" for error in missed
     ]
     progress(name, 2, 2)
-    keep(made, folder, name, entry, list(steps(low, references, _own_bounds(low, references), progress, name)))
+    if rounded:
+        entry["cache_dtype"] = int8_cache.DTYPE
+    bounds = rounded.get(name) or _own_bounds(low, references)
+    keep(made, folder, name, entry, list(steps(low, references, bounds, progress, name)))
     if cache == "shared":
         keep_golden(made, folder, name, low.session, runs)
     else:
@@ -206,6 +226,10 @@ def _lower(graph: ir.Model, path: Path, entry: dict[str, Any], signature: Signat
         reproducible.apply(graph, max_positions(signature))
     else:
         residual_norm.apply(graph)
+    _save(graph, path)
+
+
+def _save(graph: ir.Model, path: Path) -> None:
     # Beside the graph, where ONNX Runtime maps it: weights within the file are held three times while it opens.
     path.with_name(WEIGHTS).unlink(missing_ok=True)
     ir.save(graph, path, external_data=WEIGHTS)
@@ -320,6 +344,22 @@ def _own_bounds(decoder: Decoder, references: list[tuple[decoding.Case, np.ndarr
     return {case.name: {"whole_pass_error": worst, "bound": 2 * worst} for case, _ in references}
 
 
+def _rounded_cache(
+    session: Session, tokens: Sequence[int], references: list[tuple[decoding.Case, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
+    """The steps that a cache in 8 bits gets by a text, and the bounds of a graph that has it.
+
+    session: of the same graph while its cache is float32, which numpy rounds: twice the largest error so is what the
+    graph may err as well.
+    """
+    found = int8_cache.steps(Decoder(session), tokens)
+    decoder, worst = int8_cache.Rounded(session, found), 0.0
+    for case, sampled in references:
+        logits = decoding.replay(decoder, case, case.sequences(decoder.vocab_size or 1))
+        worst = max(worst, largest_error(logits.reshape(-1)[sample_indices(logits.size)], sampled))
+    return found, {case.name: {"rounded_cache_error": worst, "bound": 2 * worst} for case, _ in references}
+
+
 def steps(
     decoder: Decoder,
     references: list[tuple[decoding.Case, np.ndarray]],
@@ -356,7 +396,9 @@ def keep_golden(
     signature, entry = session.signature, made.variants[name]
     errors, wide, shapes = [], [], {}
     place = f"{VARIANTS}/{name}" if "cache_dtype" in entry else VARIANTS
-    for number, (exact, rounded) in enumerate(zip(*(golden.cached(signature, run) for run in runs), strict=True)):
+    held = _held(Decoder(session)) if entry.get("cache_dtype") == int8_cache.DTYPE else None
+    found = zip(*(golden.cached(signature, run, held) for run in runs), strict=True)
+    for number, (exact, rounded) in enumerate(found):
         case, inputs, logits = exact
         target = f"{place}/test_data_set_{number}"
         golden.save(folder / target, "input", signature.inputs, inputs)
@@ -372,6 +414,16 @@ def keep_golden(
         raise ExportError(f"the variant {name} is off by {max(errors):.2e} in its golden vectors, over {allowed:.2e}")
     entry["golden"] = {target: {"logits": {"shape": shape, "bound": allowed}} for target, (_, shape) in shapes.items()}
     entry["golden_cases"] = {target: case for target, (case, _) in shapes.items()}
+
+
+def _held(decoder: Decoder) -> Callable[[list[int]], Arrays]:
+    """What the decoder's own cache holds of a prompt, which nothing else can say in its steps of 8 bits."""
+
+    def run(tokens: list[int]) -> Arrays:
+        decoder.score([tokens])
+        return decoder.held()
+
+    return run
 
 
 def described(precision: str, cache: str, graph: str = MODEL, provider: str = "cpu") -> dict[str, Any]:

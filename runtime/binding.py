@@ -95,6 +95,15 @@ class Decoder:
         begins = [self._cache.begin(width, len(row)) for row in sequences]
         return [logits[row, begin : begin + len(sequences[row])] for row, begin in enumerate(begins)]
 
+    def held(self) -> dict[str, np.ndarray]:
+        """By the names of their inputs the keys and values (B, K, P or more, D) of every sequence, in a `SharedCache`.
+
+        On a CPU they are the cache's own memory. Raises InputError for a graph whose cache grows.
+        """
+        if not isinstance(self._cache, SharedCache):
+            raise InputError(f"{self.session.package.path}: this graph has no cache that is written in place")
+        return self._cache.read()
+
     def take(self, rows: Sequence[int]) -> None:
         """Keeps the sequences `rows`, in that order; one may be taken several times.
 
@@ -318,6 +327,10 @@ class SharedCache:
 
     def keep(self, binding: Any) -> None:
         """Nothing: they are where they were."""
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Everything by name, what stands behind the ends too."""
+        return {spec.name: held.read() for spec, held in zip(self._past, self._held, strict=True)}
 
     def take(self, rows: Sequence[int], _before: int, length: int) -> None:
         kept = [held.read()[rows, :, :length] for held in self._held]

@@ -124,6 +124,12 @@ def export(
             "long, a long prompt 3.6 times",
         ),
     ] = False,
+    cache: Annotated[
+        str,
+        typer.Option(
+            help="float32; int8: keys and values of int8 and int4 decoders in 8 bits, for long texts (Python alone)"
+        ),
+    ] = "float32",
     layout: Annotated[
         str | None, typer.Option(help=f"write another program's folder instead: {convert_command.NAMES}")
     ] = None,
@@ -159,6 +165,7 @@ def export(
                 sound=sound,
                 providers=() if provider in (None, "cpu") else (provider,),
                 reproducible=reproducible,
+                cache=cache,
                 force=force,
                 progress=show,
             )
@@ -575,6 +582,7 @@ def _graph_facts(package: Package) -> Iterator[tuple[str, str]]:
     for name, variant in package.variants.items():
         gate = variant.get("gate")
         cache = "" if variant["cache"] == "none" else f", {variant['cache']} cache"
+        cache += f" of {variant['cache_dtype']}" if "cache_dtype" in variant else ""
         cache += ", reproducible" if variant.get("reproducible") else ""
         yield "variant", f"{name}{cache}, {gates.line(gate)}" if gate else f"{name}{cache}"
     yield "padding", f"on the {' or '.join(package.signature.padding)} never changes an answer"

@@ -83,11 +83,14 @@ def compared(runtime: str, decoder: Decoder, case: Case, sampled: np.ndarray, al
 def plainly(session: Session) -> Callable[[Arrays], Arrays]:
     """Runs a graph that writes its cache in place as any other: what it writes goes elsewhere.
 
-    Golden vectors hold every cache in float32; what it is here, it becomes.
+    Vectors whose cache is float32 become what it is here, if that is a float too; numbers of 8 bits are the graph's own.
     """
-    dtypes = {spec.name: spec.dtype for spec in session.signature.inputs}
+    dtypes = {spec.name: np.dtype(spec.dtype) for spec in session.signature.inputs}
 
     def run(inputs: Arrays) -> Arrays:
+        foreign = [name for name, array in inputs.items() if array.dtype.kind == "f" != dtypes[name].kind]
+        if foreign:
+            raise IsoformerError(f"{foreign[0]} holds floats; {session.variant} keeps them in {dtypes[foreign[0]]}")
         feeds = {name: array.astype(dtypes[name], copy=False) for name, array in inputs.items()}
         try:
             return {"logits": np.asarray(session.inference.run(["logits"], feeds)[0])}

@@ -108,7 +108,7 @@ VARIANT = record(
         "padded": flag,
         "gate": MEASURES,
         "measured_on": name,
-        "cache_dtype": one_of("float16", "float32"),
+        "cache_dtype": one_of("int8", "float16", "float32"),
         "reproducible": flag,
     },
 )

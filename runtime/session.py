@@ -20,6 +20,7 @@ from isoformer.runtime.tuning import Choice
 
 ORT_TYPES = {
     "tensor(bool)": "bool",
+    "tensor(int8)": "int8",
     "tensor(uint8)": "uint8",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
