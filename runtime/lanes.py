@@ -104,7 +104,8 @@ def replayable(
 
     wanted: the variants alone that are asked for, CANONICAL among them. runtime: OpenVINO has variants of its own, in
     the float32 that its runner asks for; those of other providers are for nobody else. A browser's WebGPU has no
-    Attention: it runs OpenVINO's variant, where there is one, in place of the canonical graph.
+    Attention: it runs OpenVINO's variant, where there is one, in place of the canonical graph. A cache in 8 bits is for
+    this Python's onnxruntime alone.
     """
     golden = package.manifest["golden"]
     found: dict[str | None, dict[str, dict[str, float]]] = {
@@ -116,6 +117,8 @@ def replayable(
             "float32",
         )
         if (variant["provider"] != "cpu" and not own) or (runtime == "webgpu" and variant.get("padded")):
+            continue
+        if runtime != "ort" and variant.get("cache_dtype") == "int8":
             continue
         if "golden" in variant:
             found[name] = {

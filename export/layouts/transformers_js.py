@@ -76,7 +76,9 @@ def _graphs(package: Package, precision: str | None) -> dict[str, str | None]:
     wanted = own if precision is None else precision
     if wanted not in found or wanted not in SUFFIXES:
         raise ExportError(f"{package.path} has no graph of precision {shown(wanted)} that {LAYOUT} has a name for")
-    return found if precision is None else {precision: found[precision]}
+    if precision is not None:
+        return {precision: found[precision]}
+    return {name: one for name, one in found.items() if one is None or "cache_dtype" not in package.variant(one)}
 
 
 def _write_config(package: Package, folder: Path, outside: dict[str, int]) -> None:

@@ -90,7 +90,7 @@ def run(
         for variant, cases in replayable(part, variants, name).items()
     }
     if not expected:
-        raise InputError(f"{package.path} has no vectors for {', '.join(variants)}")
+        raise InputError(f"{package.path} has no vectors for {', '.join(variants)} that {name} replays")
     named = dict.fromkeys(variant or CANONICAL for _, variant in expected)
     arguments = [str(package.path.absolute()), *(word for one in named for word in ("--variant", one))]
     lines = _lines(name, [*command(name, said), *arguments], advance)

@@ -11,7 +11,8 @@ import { Settings } from "../../runtime/js/src/generation.js";
 import { checkInputs } from "../../runtime/js/src/inputs.js";
 import { readTensor } from "../../runtime/js/src/onnx-file.js";
 import { load } from "../../runtime/js/src/package.js";
-import { chosen, compare } from "../../runtime/js/src/replay.js";
+import { Session } from "../../runtime/js/src/session.js";
+import { candidates, chosen, compare } from "../../runtime/js/src/replay.js";
 import * as sampling from "../../runtime/js/src/sampling.js";
 import { tensor, toNumbers } from "../../runtime/js/src/tensors.js";
 
@@ -103,6 +104,16 @@ for (const [what, manifest, message] of [
     await assert.rejects(load(await folder(manifest)), (error) => error instanceof PackageError && message.test(error.message));
   });
 }
+
+test("a cache in 8 bits is Python's: refused in one line, and not replayed; the other variants stay", async () => {
+  const variant = (precision, more = {}) => ({ path: `${precision}.onnx`, provider: "cpu", precision, cache: "shared", golden: {}, ...more });
+  const variants = { "cpu-float32": variant("float32"), "cpu-int8": variant("int8", { cache_dtype: "int8" }) };
+  const signature = { inputs: [], outputs: [], axes: {}, padding: [] };
+  const package_ = await load(await folder({ schema: 1, files: { "model.onnx": "" }, name: "x", task: null, golden: {}, precision: "float32", preferred: "int8", signature, variants }));
+  await assert.rejects(Session.fastest(package_), (error) => error instanceof PackageError && error.message === "cpu-int8 keeps keys and values in 8 bits, which Python alone does; take the precision float32");
+  assert.equal(package_.fastest("cpu", "float32"), "cpu-float32");
+  assert.deepEqual(candidates(package_, []).map((one) => one.variant), [null, "cpu-float32"]);
+});
 
 test("a comparison passes within its bound, and never with NaN, another shape or nothing to compare", () => {
   const reference = tensor("float32", [1, 2, 3], [3]);

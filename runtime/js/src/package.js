@@ -36,8 +36,17 @@ const REQUIRED_OF_GRAPH = ["golden", "precision", "signature"];
  * Another graph of the same model. cache: "shared" when it writes its cache in place. padded: for batches with padding.
  * @typedef {{
  *   path: string, provider: string, precision: string, cache: string, padded?: boolean, reproducible?: boolean,
+ *   cache_dtype?: string,
  * }} Variant
  */
+
+/**
+ * Whether a variant keeps keys and values in 8 bits, which Python alone does.
+ * @param {Variant} variant
+ */
+export function isCacheInt8(variant) {
+  return variant.cache_dtype === "int8";
+}
 
 /**
  * Whether a variant is made for the provider. WebGPU has OpenVINO's in float32, of standard operators without Attention.

@@ -2,7 +2,7 @@
 
 import { openGraph } from "./engine.js";
 import { IsoformerError, firstLine } from "./errors.js";
-import { load, runsOn } from "./package.js";
+import { isCacheInt8, load, runsOn } from "./package.js";
 import { count, toNumbers } from "./tensors.js";
 
 /**
@@ -70,6 +70,7 @@ export function candidates(whole, wanted, provider = "cpu") {
     found.push({ package: part, variant: null, precision, golden });
     for (const [variant, records] of Object.entries(part.variants)) {
       if (!runsOn(records, provider) && !(provider === "webgpu" && wanted.includes(variant))) continue;
+      if (isCacheInt8(records)) continue;
       const own = records.golden ?? (records.tolerances && bounded(golden, records.tolerances));
       if (own) found.push({ package: part, variant, precision: records.precision, golden: own });
     }

@@ -3,7 +3,7 @@
 import { defaultEngine, openGraph } from "./engine.js";
 import { InputError, IsoformerError, PackageError, firstLine } from "./errors.js";
 import { checkInputs } from "./inputs.js";
-import { Package, load, runsOn } from "./package.js";
+import { Package, isCacheInt8, load, runsOn } from "./package.js";
 
 /**
  * @typedef {import("./engine.js").Engine} Engine
@@ -58,6 +58,9 @@ export class Session {
     if (names.length) throw new PackageError(`${package_.path} has the graphs ${names.join(", ")}; open them with Graphs`);
     if (variant !== null && !runsOn(package_.variant(variant), provider)) {
       throw new InputError(`${variant} is for ${package_.variant(variant).provider}, not for ${provider}`);
+    }
+    if (variant !== null && isCacheInt8(package_.variant(variant))) {
+      throw new PackageError(`${variant} keeps keys and values in 8 bits, which Python alone does; take the precision float32`);
     }
     const chosen = engine ?? (await defaultEngine());
     const inference = await openGraph(chosen, package_, { provider, variant, threads, progress, tuned: true });

@@ -35,6 +35,7 @@ export type Variant = {
     cache: string;
     padded?: boolean;
     reproducible?: boolean;
+    cache_dtype?: string;
 };
 /**
  * One input or output, as the manifest's signature states it.
@@ -53,8 +54,14 @@ export type Variant = {
  * Another graph of the same model. cache: "shared" when it writes its cache in place. padded: for batches with padding.
  * @typedef {{
  *   path: string, provider: string, precision: string, cache: string, padded?: boolean, reproducible?: boolean,
+ *   cache_dtype?: string,
  * }} Variant
  */
+/**
+ * Whether a variant keeps keys and values in 8 bits, which Python alone does.
+ * @param {Variant} variant
+ */
+export declare function isCacheInt8(variant: Variant): boolean;
 /**
  * Whether a variant is made for the provider. WebGPU has OpenVINO's in float32, of standard operators without Attention.
  * @param {Variant} variant
