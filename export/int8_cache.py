@@ -39,9 +39,9 @@ def steps(decoder: Decoder, tokens: Sequence[int], margin: float = MARGIN) -> di
     found = {}
     for name, held in decoder.held().items():
         largest = np.abs(held[0, :, : len(tokens)]).max(1)
-        # A channel that the text leaves at zero gets the head's own step: nothing says that it stays there.
-        least = max(float(largest.max()), 1e-6) / MOST
-        found[name] = (margin * np.where(largest > 0, largest, least) / MOST).astype(np.float32)
+        # A channel that the text leaves at zero gets the head's largest step: nothing says that it stays there.
+        head = np.maximum(largest.max(-1, keepdims=True), 1e-6)
+        found[name] = (margin * np.where(largest > 0, largest, head) / MOST).astype(np.float32)
     return found
 
 

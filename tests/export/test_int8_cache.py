@@ -93,8 +93,11 @@ def test_floats_are_no_numbers_of_8_bits(package: Package) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "precision"),
-    [("heads of 24", "int8"), ("rotary", "int4")]
-    + [pytest.param(kind, p, marks=pytest.mark.slow) for kind in ("learned", "windows", "rotary") for p in ("int8", "int4")],
+    [
+        ("heads of 24", "int8"),
+        *(pytest.param(kind, "int4", marks=pytest.mark.slow) for kind in KINDS),
+        *(pytest.param(kind, "int8", marks=pytest.mark.slow) for kind in ("learned", "rotary")),
+    ],
 )
 def test_other_decoders(kind: str, precision: str, tmp_path: Path) -> None:
     """Each is held to its bounds by the export, prompts of different lengths in one batch among them."""
@@ -109,7 +112,9 @@ def test_other_decoders(kind: str, precision: str, tmp_path: Path) -> None:
 def test_the_cache_is_of_8_bits_and_written_in_place(held: Decoder) -> None:
     assert isinstance(held._cache, SharedCache)
     held.start([[3, 1, 4]])
-    before = {name: (array.dtype, array.__array_interface__["data"], array.copy()) for name, array in held.held().items()}
+    before = {
+        name: (array.dtype, array.__array_interface__["data"], array.copy()) for name, array in held.held().items()
+    }
     held.append([[1]])
     held.append([[5, 9]])  # a chunk behind what is held
     for name, array in held.held().items():
@@ -198,7 +203,7 @@ def test_a_channel_that_is_zero_has_a_step_all_the_same() -> None:
     assert (steps[1] > 0).all()
 
 
-@pytest.mark.parametrize("wrong", ["too small", "one branch"])
+@pytest.mark.parametrize("wrong", [pytest.param("too small", marks=pytest.mark.slow), "one branch"])
 def test_a_cache_with_wrong_steps_in_one_layer_is_not_written(wrong: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Values that are cut off, and values that are read by other steps than they were written by."""
     real, rewrite = int8_cache.apply, int8_cache._rewrite
@@ -222,6 +227,7 @@ def test_a_cache_with_wrong_steps_in_one_layer_is_not_written(wrong: str, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_gate_reads_from_the_cache(tmp_path: Path, monkeypatch: Any) -> None:
     """Whole passes are right though the cache be worthless; the gate is missed."""
     real = int8_cache.apply
@@ -254,7 +260,9 @@ def test_models_without_such_a_cache(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(ExportError, match="--cache int8 is for decoders"):
         model, signature = encoder.Model(encoder.TINY), encoder.signature(encoder.TINY)
-        export_small(model, signature, tmp_path / "encoder", task=encoder.task(encoder.TINY), precision="int8", cache="int8")
+        export_small(
+            model, signature, tmp_path / "encoder", task=encoder.task(encoder.TINY), precision="int8", cache="int8"
+        )
     assert not list(tmp_path.iterdir())
 
 
