@@ -295,6 +295,8 @@ class SharedCache:
         return 0
 
     def inputs(self, held: Tokens, new: Tokens) -> dict[str, np.ndarray]:
+        if (step := self._step(held, new)) is not None:
+            return step
         past, width = np.array([[len(row)] for row in held]), max(map(len, new))
         ids = np.zeros((len(new), width), np.int64)
         for row, tokens in enumerate(new):
@@ -305,6 +307,19 @@ class SharedCache:
             "input_ids": ids,
             "attention_mask": (np.arange(int(ends.max())) < ends).astype(np.int64),
             "position_ids": np.minimum(past + np.arange(width), ends - 1),
+        }
+
+    def _step(self, held: Tokens, new: Tokens) -> dict[str, np.ndarray] | None:
+        """The inputs of one token for each of sequences that are equally long, with a third of the work; or None."""
+        lengths = {len(row) for row in held}
+        if len(lengths) > 1 or any(len(row) != 1 for row in new):
+            return None
+        past, batch = lengths.pop(), len(new)
+        self._reserve(batch, past + 1, past)
+        return {
+            "input_ids": np.array(new, np.int64),
+            "attention_mask": np.ones((batch, past + 1), np.int64),
+            "position_ids": np.full((batch, 1), past),
         }
 
     def bind(self, inference: Any) -> Any:
