@@ -43,6 +43,7 @@ from isoformer.runtime.parity import Comparison, bound, largest_error, sample_in
 from isoformer.runtime.session import Session
 
 Run = Callable[[Arrays], Arrays]
+Way = Callable[[ir.Model], int]  # puts the products of a graph into a lower precision; returns how many
 TEXT = Path(__file__).with_name("text.txt")
 WINDOW = 512
 
@@ -59,7 +60,6 @@ GATES = {"int8": Gate(1.03, 0.85), "int4": Gate(1.12, 0.85), "float16": Gate(1.0
 PRECISIONS = ("float32", "int8", "int4")
 REPRODUCIBLE = "int8"
 CACHES = ("float32", int8_cache.DTYPE)
-WAYS: dict[str, Callable[[ir.Model], int]] = {"int8": quantize.int8, "int4": quantize.int4}
 
 
 @dataclass(frozen=True)
@@ -147,24 +147,28 @@ def make(
         entry["reproducible"] = True
     exact = Decoder(session)
 
-    def written(graph: ir.Model) -> Decoder:
+    def written(candidate: tuple[ir.Model, Way]) -> Decoder:
         progress(name, 0, 2)
-        _lower(graph, file_of(folder, entry), entry, signature)
+        _lower(*candidate, file_of(folder, entry), entry, signature)
         progress(name, 1, 2)
         if wanted.cache != int8_cache.DTYPE:
             return Decoder(open_(name, entry))
         found, rounded[name] = _rounded_cache(open_(name, entry), windows[0], references)
-        int8_cache.apply(graph, found)
-        _save(graph, file_of(folder, entry))
+        int8_cache.apply(candidate[0], found)
+        _save(candidate[0], file_of(folder, entry))
         return Decoder(open_(name, entry | {"cache_dtype": int8_cache.DTYPE}))
-
-    def measured(low: Decoder) -> dict[str, Any]:
-        found = gate(exact, low, windows[1:], GATES[precision])
-        # A whole pass reads nothing that is kept in 8 bits.
-        return gate(exact, Stepwise(low), windows[1:], GATES[precision]) if rounded else found
 
     rounded: dict[str, dict[str, dict[str, float]]] = {}
     graphs = _to_quantize(folder, model, signature, opset, wanted, exact, partial(_named, progress, name))
+
+    def measured(low: Decoder) -> dict[str, Any]:
+        """By steps, which `head` computes otherwise than a prompt in 4 bits, and which alone read a cache in 8 bits;
+        both must pass.
+        """
+        whole = gate(exact, low, windows[1:], GATES[precision])
+        stepwise = precision != "int8" or rounded
+        return gate(exact, Stepwise(low), windows[1:], GATES[precision]) if stepwise else whole
+
     low, entry["gate"], missed = _first_to_pass(map(written, graphs), measured)
     made.notes += [
         f"{name} has its offsets as products of their own; without them {error.partition(';')[0]}" for error in missed
@@ -189,17 +193,16 @@ def _to_quantize(
     wanted: Wanted,
     exact: Decoder,
     progress: Progress,
-) -> Iterator[ir.Model]:
+) -> Iterator[tuple[ir.Model, Way]]:
     """The graphs that a precision can begin with, the faster first; the next one is for when it misses the gate.
 
     Activations in 8 bits want their outliers smoothed; weights in 4 bits are faster with whole zero points.
     """
     if wanted.precision == "int8":
-        yield _smoothed(model, signature, opset, wanted.windows[0])
+        yield _smoothed(model, signature, opset, wanted.windows[0]), quantize.int8
         return
-    if (rounded := _rounded(model, signature, opset, wanted.windows[0], exact, progress)) is not None:
-        yield rounded
-    yield loaded(folder / f"{MODEL}.onnx")
+    yield _rounded(model, signature, opset, wanted.windows[0], exact, progress)
+    yield loaded(folder / f"{MODEL}.onnx"), quantize.int4
 
 
 def _first_to_pass(
@@ -216,11 +219,11 @@ def _first_to_pass(
     raise ExportError(missed[-1])
 
 
-def _lower(graph: ir.Model, path: Path, entry: dict[str, Any], signature: Signature) -> None:
+def _lower(graph: ir.Model, way: Way, path: Path, entry: dict[str, Any], signature: Signature) -> None:
     """Writes the graph at `path` in the precision and with the cache that `entry` names."""
     if entry["cache"] == "shared":
         shared_cache.apply(graph, signature.windows, max_positions(signature))
-    if not WAYS[entry["precision"]](graph):
+    if not way(graph):
         raise ExportError(f"there is no product in this graph that {entry['precision']} is for")
     if entry.get("reproducible"):
         reproducible.apply(graph, max_positions(signature))
@@ -242,7 +245,7 @@ class Scorer(Protocol):
 
 
 class Stepwise:
-    """A decoder's logits as generation asks for them: each token a step of its own, behind the cache of those before."""
+    """A decoder's logits as generation asks for them: each token a step, behind the cache of those before."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
@@ -449,18 +452,16 @@ def _smoothed(model: nn.Module, signature: Signature, opset: int, tokens: Sequen
 
 def _rounded(
     model: nn.Module, signature: Signature, opset: int, first: list[int], exact: Decoder, progress: Progress
-) -> ir.Model | None:
-    """The graph of the model after `gptq`, over a text that it writes itself; None where nothing is to be rounded."""
-    if not gptq.products(model):
-        return None
+) -> tuple[ir.Model, Way]:
+    """The graph of the model after `gptq`, over a text that it writes itself, and how it gets its 4 bits."""
     tokens = gptq.written(exact, first, partial(progress, "text"))
     model = copy.deepcopy(model)
     run = torch_runner(model, signature, torch.float32, copied=False)
     inputs = {name: np.repeat(array, len(tokens), 0) for name, array in golden.alone(signature, [0], [0]).items()}
     inputs["input_ids"], inputs["attention_mask"] = tokens, np.ones_like(tokens)
     inputs["position_ids"] = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
-    gptq.round_blocks(model, lambda: run(inputs), partial(progress, "rounding"))
-    return to_onnx(model, signature, opset)
+    coarse = gptq.round_blocks(model, lambda: run(inputs), partial(progress, "rounding"))
+    return to_onnx(model, signature, opset), partial(quantize.int4, offsets=False, coarse=coarse)
 
 
 def _named(progress: Progress, name: str, stage: str, done: int, total: int) -> None:

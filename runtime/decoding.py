@@ -83,7 +83,7 @@ def compared(runtime: str, decoder: Decoder, case: Case, sampled: np.ndarray, al
 def plainly(session: Session) -> Callable[[Arrays], Arrays]:
     """Runs a graph that writes its cache in place as any other: what it writes goes elsewhere.
 
-    Vectors whose cache is float32 become what it is here, if that is a float too; numbers of 8 bits are the graph's own.
+    Vectors whose cache is float32 become what it is here, if that is a float too; 8 bits are the graph's own.
     """
     dtypes = {spec.name: np.dtype(spec.dtype) for spec in session.signature.inputs}
 

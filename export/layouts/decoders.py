@@ -65,11 +65,11 @@ def refuse_others(package: Package, layout: str) -> None:
 
 
 def path_of(package: Package, variant: str | None) -> str:
-    """The file of a variant, or of the canonical graph. Raises ExportError for a cache that other programs do not keep."""
+    """The file of a variant, or of the canonical graph. Raises ExportError for a cache that no other program keeps."""
     if variant is not None and package.variant(variant).get("cache_dtype") == "int8":
         raise ExportError(
-            f"{variant} keeps keys and values in 8 bits, which isoformer's Python alone does; take --precision fp32, or "
-            "export it without --cache int8"
+            f"{variant} keeps keys and values in 8 bits, which isoformer's Python alone does; take --precision fp32, "
+            "or export it without --cache int8"
         )
     return f"{package.graph}.onnx" if variant is None else package.variant(variant)["path"]
 

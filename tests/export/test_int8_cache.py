@@ -1,4 +1,4 @@
-"""Decoders whose keys and values are kept in 8 bits: held to the same graph with a cache of float32, rounded by numpy."""
+"""Keys and values in 8 bits: held to the same graph with a cache of float32, which numpy rounds."""
 
 import dataclasses
 import json
@@ -255,14 +255,13 @@ def test_what_has_no_such_cache(options: dict[str, Any], said: str, tmp_path: Pa
 
 
 def test_models_without_such_a_cache(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="--cache int8 is for a cache written in place: .*multiple of 8") as caught:
+    with pytest.raises(ExportError, match=r"--cache int8 is for a cache written in place: .*multiple of 8") as caught:
         made(dataclasses.replace(decoder.TINY, max_positions=400), tmp_path / "heads_of_6")
     assert "\n" not in str(caught.value)
+    model, signature = encoder.Model(encoder.TINY), encoder.signature(encoder.TINY)
+    options: dict[str, Any] = {"task": encoder.task(encoder.TINY), "precision": "int8", "cache": "int8"}
     with pytest.raises(ExportError, match="--cache int8 is for decoders"):
-        model, signature = encoder.Model(encoder.TINY), encoder.signature(encoder.TINY)
-        export_small(
-            model, signature, tmp_path / "encoder", task=encoder.task(encoder.TINY), precision="int8", cache="int8"
-        )
+        export_small(model, signature, tmp_path / "encoder", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -275,7 +274,7 @@ def test_a_manifest_that_says_nothing_of_it_is_refused(package: Package) -> None
 
 def test_other_programs_do_not_get_it(package: Package) -> None:
     """Other variants they do."""
-    with pytest.raises(ExportError, match="cpu-int8 keeps keys and values in 8 bits, .* take --precision fp32"):
+    with pytest.raises(ExportError, match=r"cpu-int8 keeps keys and values in 8 bits, .* take --precision fp32"):
         decoders.path_of(package, NAME)
     assert decoders.path_of(package, "cpu-float32") == "variants/cpu-float32/model.onnx"
     assert set(replayable(package, (), "node")) == {None, "cpu-float32"}
