@@ -27,6 +27,7 @@ DTYPE = "int8"
 OPSET = 24
 LEAST, MOST = -128, 127
 MARGIN = 1.5  # times the largest number that was seen: see docs/decisions/variants.md
+PIECE = 8  # tokens of each beginning that is looked at
 Steps = Mapping[str, np.ndarray]
 
 
@@ -35,14 +36,23 @@ def steps(decoder: Decoder, tokens: Sequence[int], margin: float = MARGIN) -> di
 
     decoder: of the same graph while its cache is float32. tokens: a text, whose keys and values are looked at.
     """
-    decoder.score([tokens])
+    largest_of = _largest(decoder, [tokens])
+    # A sequence's first token may have keys and values like no other, so the text begins at many places.
+    beginnings = _largest(decoder, [tokens[at : at + PIECE] for at in range(0, len(tokens) - PIECE + 1, PIECE)])
     found = {}
-    for name, held in decoder.held().items():
-        largest = np.abs(held[0, :, : len(tokens)]).max(1)
+    for name in largest_of:
+        largest = np.maximum(largest_of[name], beginnings[name])
         # A channel that the text leaves at zero gets the head's largest step: nothing says that it stays there.
         head = np.maximum(largest.max(-1, keepdims=True), 1e-6)
         found[name] = (margin * np.where(largest > 0, largest, head) / MOST).astype(np.float32)
     return found
+
+
+def _largest(decoder: Decoder, sequences: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Of each head and channel (K, D), over all tokens of equally long sequences."""
+    decoder.score(sequences)
+    length = len(sequences[0])
+    return {name: np.abs(held[:, :, :length]).max((0, 2)) for name, held in decoder.held().items()}
 
 
 class Rounded(Decoder):

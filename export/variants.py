@@ -7,7 +7,7 @@ cpu-int4      weights in 4 bits, for few tokens at a time
 
 Held to the float64 reference step by step (`isoformer.runtime.decoding`): float32 within the bound that the canonical
 graph has, a lower precision within twice the error of its own whole pass, a cache in 8 bits within twice that of the
-same graph whose cache of float32 is rounded by numpy (a whole pass reads no cache). A lower precision must besides pass
+same graph whose cache of float32 is rounded by numpy, if that is more (a whole pass reads no cache). A lower precision must besides pass
 its gate, on a text: the perplexity may be so many times float32's, and so many of the likeliest tokens are the same;
 with a cache in 8 bits by whole passes and token by token.
 """
@@ -352,15 +352,18 @@ def _rounded_cache(
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
     """The steps that a cache in 8 bits gets by a text, and the bounds of a graph that has it.
 
-    session: of the same graph while its cache is float32, which numpy rounds: twice the largest error so is what the
-    graph may err as well.
+    session: of the same graph while its cache is float32, which numpy rounds: twice the largest error so, or of its
+    whole pass if that is larger, is what the graph may err as well.
     """
+    bounds = _own_bounds(Decoder(session), references)
     found = int8_cache.steps(Decoder(session), tokens)
     decoder, worst = int8_cache.Rounded(session, found), 0.0
     for case, sampled in references:
         logits = decoding.replay(decoder, case, case.sequences(decoder.vocab_size or 1))
         worst = max(worst, largest_error(logits.reshape(-1)[sample_indices(logits.size)], sampled))
-    return found, {case.name: {"rounded_cache_error": worst, "bound": 2 * worst} for case, _ in references}
+    for record in bounds.values():
+        record |= {"rounded_cache_error": worst, "bound": max(record["bound"], 2 * worst)}
+    return found, bounds
 
 
 def steps(
