@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from isoformer.export.edit import initializer
+from isoformer.export import edit
 
 
 class Nodes:
-    """The nodes of a subgraph, in the order in which they are made."""
+    """The nodes of a subgraph, in the order in which they are made, and its own constants."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.made: list[ir.Node] = []
+        self.weights: list[ir.Value] = []
 
     def __call__(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         return self.several(1, kind, *inputs, domain=domain, **attributes)[0]
@@ -31,7 +32,12 @@ class Nodes:
         return node.outputs
 
     def graph(self, outputs: Sequence[ir.Value], inputs: Sequence[ir.Value] = ()) -> ir.Graph:
-        return ir.Graph(inputs, outputs, nodes=self.made, name=self.name)
+        return ir.Graph(inputs, outputs, nodes=self.made, initializers=self.weights, name=self.name)
+
+    def weight(self, values: np.ndarray, name: str = "weight") -> ir.Value:
+        """A constant under a name of its own, which must be new."""
+        self.weights.append(edit.constant(f"{self.name}.{name}", values))
+        return self.weights[-1]
 
 
 class Constants:
@@ -45,7 +51,7 @@ class Constants:
         values = np.asarray(value)
         key = (values.dtype, values.shape, values.tobytes())
         if key not in self.known:
-            self.known[key] = initializer(self.graph, f"{self.name}.constant.{len(self.known)}", values)
+            self.known[key] = edit.initializer(self.graph, f"{self.name}.constant.{len(self.known)}", values)
         return self.known[key]
 
 
@@ -74,5 +80,4 @@ class Build(Nodes):
         return outputs
 
     def weight(self, values: np.ndarray, name: str = "weight") -> ir.Value:
-        """A constant under a name of its own, which must be new."""
-        return initializer(self.whole, f"{self.name}.{name}", values)
+        return edit.initializer(self.whole, f"{self.name}.{name}", values)

@@ -54,10 +54,15 @@ def width(value: ir.Value) -> int:
 
 def initializer(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
     """A constant that the graph gets, under a name that it does not have yet."""
-    tensor = ir.tensor(np.ascontiguousarray(values) if values.ndim else values, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape), const_value=tensor)
+    value = constant(name, values)
     graph.register_initializer(value)
     return value
+
+
+def constant(name: str, values: np.ndarray) -> ir.Value:
+    """A constant that some graph is still to get."""
+    tensor = ir.tensor(np.ascontiguousarray(values) if values.ndim else values, name=name)
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape), const_value=tensor)
 
 
 def remove_unused(model: ir.Model) -> bool:

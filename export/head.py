@@ -3,8 +3,8 @@
     y = x @ roughly Wᵀ      c = the CANDIDATES largest of y      y[c] = x @ W8[c]ᵀ
 
 Roughly is 4 bits for a single row, which so reads two thirds of the bytes; several rows share one reading of the
-weights, and take 8 bits. What is chosen from is as exact as the weights in 8 bits are: that an activation of this
-product has 8 bits as well changes more of the likeliest tokens than all else that a product can do.
+weights, and take 8 bits. What is chosen from is as exact as weights in 8 bits are; that the activations of this product
+have 8 bits too would cost more than one in a hundred of the likeliest tokens (docs/decisions/variants.md).
 """
 
 from collections.abc import Callable

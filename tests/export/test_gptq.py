@@ -198,7 +198,7 @@ def test_a_package_has_queries_keys_and_values_in_8_bits_and_the_rest_in_4(packa
 
 def test_where_the_gate_is_missed_so_the_offsets_stay(tmp_path, monkeypatch):
     real = gptq.rounded
-    monkeypatch.setattr(gptq, "rounded", lambda weight, x: 50 * real(weight, x))
+    monkeypatch.setattr(gptq, "rounded", lambda *product: 50 * real(*product))
     made = export_small(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "int4", precision="int4")
     assert set(products(made)) == {(4, 3)}
     (note,) = (note for note in made.manifest["notes"] if "offsets" in note)
