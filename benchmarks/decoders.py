@@ -51,6 +51,7 @@ VARIANTS = {
     "int8-cache": "cpu-int8",
     "int4-cache": "cpu-int4",
 }
+BY_STEPS = ("int4", "int8-cache", "int4-cache")  # in the table of qualities
 OPTIONS = {
     "reproducible": ["--precision", "int8", "--reproducible"],
     "int8-cache": ["--precision", "int8", "--cache", "int8"],
@@ -203,10 +204,10 @@ ENGINES: dict[str, tuple[Callable[[Path, str], Run], str, bool]] = {  # name →
 }
 
 
-def prepare(folder: Path, peers: str | None) -> None:
-    """Makes what is missing of every engine's form of the weights."""
+def prepare(folder: Path, peers: str | None, precisions: set[str]) -> None:
+    """Makes what is missing of every engine's form of the weights: of ours those of the `precisions` alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    for precision in ("int8", "int4", "reproducible", "int8-cache", "int4-cache"):
+    for precision in sorted({PACKAGES[p].removeprefix("isoformer-") for p in precisions}):
         if not (folder / f"isoformer-{precision}").exists():
             cli, target = str(Path(sys.executable).with_name("isoformer")), str(folder / f"isoformer-{precision}")
             _run([cli, "export", "-m", str(GGUF), *OPTIONS.get(precision, ["--precision", precision]), target])
@@ -325,9 +326,13 @@ def table(summary: list[dict], engines: list[str]) -> str:
 
 
 def quality(folder: Path, text: Path, peers: str | None) -> None:
-    """Perplexity of 2,048 tokens of a text, in windows of 512, by every precision of ours and genai's int4."""
+    """Perplexity of 2,048 tokens of a text, in windows of 512, by every precision of ours and genai's int4.
+
+    Ours whose steps compute otherwise than a whole text, or read what that does not, go token by token.
+    """
     from tokenizers import Tokenizer
 
+    from isoformer.export.variants import Stepwise
     from isoformer.runtime import Session
     from isoformer.runtime.binding import Decoder
 
@@ -336,7 +341,8 @@ def quality(folder: Path, text: Path, peers: str | None) -> None:
     exact = None
     for precision in PACKAGES:
         decoder = Decoder(Session(folder / PACKAGES[precision], variant=VARIANTS[precision]))
-        logits = [decoder.score([row])[0] for row in ids.tolist()]
+        scorer = Stepwise(decoder) if precision in BY_STEPS else decoder
+        logits = [scorer.score([row])[0] for row in ids.tolist()]
         exact = logits if exact is None else exact
         same = np.mean([(a.argmax(-1) == b.argmax(-1)).mean() for a, b in zip(exact, logits, strict=True)])
         found = perplexity(logits, ids)
@@ -408,10 +414,11 @@ def main() -> None:
         return score_genai(given.packages, given.score)
     from benchmarks.turns import take_turns
 
-    prepare(given.packages, given.peers)
+    engines = given.engines.split(",") if given.engines else [e for e in ENGINES if given.peers or not ENGINES[e][2]]
+    ours = {ENGINES[e][1] for e in engines if e in ENGINES and not ENGINES[e][2]} & PACKAGES.keys()
+    prepare(given.packages, given.peers, ours)
     if given.quality:
         return quality(given.packages, given.quality, given.peers)
-    engines = given.engines.split(",") if given.engines else [e for e in ENGINES if given.peers or not ENGINES[e][2]]
     shapes = [(int(b), int(n)) for b, n in (shape.split("x") for shape in given.shapes.split(","))]
     lines: list[dict] = [{"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}]
     commands = {engine: _command(engine, given.packages, given.peers) for engine in engines}
