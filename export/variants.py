@@ -395,14 +395,16 @@ def keep_golden(
 ) -> None:
     """Writes the golden vectors of graphs with a shared cache, and a bound for each.
 
-    All variants whose cache is float32 share them; one of another dtype, which is the vectors' too, has its own.
-    Of float32 the bound is the largest of its steps and of these cases; of a lower precision it is twice the largest
-    error, of its whole pass and of these cases, if `allowed` does not say it.
+    A variant in 8 or 4 bits has vectors of its own, whose past is what its own cache holds: smoothing moves the scale
+    of values, and 8 bits have steps. One whose cache is float16 has its own as well. Of float32 the bound is the
+    largest of its steps and of these cases; of a lower precision it is twice the largest error, of its whole pass and
+    of these cases, if `allowed` does not say it.
     """
     signature, entry = session.signature, made.variants[name]
     errors, wide, shapes = [], [], {}
-    place = f"{VARIANTS}/{name}" if "cache_dtype" in entry else VARIANTS
-    held = _held(Decoder(session)) if entry.get("cache_dtype") == int8_cache.DTYPE else None
+    lower = entry["precision"] in GATES and entry["precision"] != "float16"
+    place = f"{VARIANTS}/{name}" if lower or "cache_dtype" in entry else VARIANTS
+    held = _held(Decoder(session)) if lower else None
     found = zip(*(golden.cached(signature, run, held) for run in runs), strict=True)
     for number, (exact, rounded) in enumerate(found):
         case, inputs, logits = exact
@@ -423,7 +425,7 @@ def keep_golden(
 
 
 def _held(decoder: Decoder) -> Callable[[list[int]], Arrays]:
-    """What the decoder's own cache holds of a prompt, which nothing else can say in its steps of 8 bits."""
+    """What the decoder's own cache holds of a prompt, in its own scales."""
 
     def run(tokens: list[int]) -> Arrays:
         decoder.score([tokens])
