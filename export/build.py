@@ -10,12 +10,11 @@ from isoformer.export import edit
 
 
 class Nodes:
-    """The nodes of a subgraph, in the order in which they are made, and its own constants."""
+    """The nodes of a subgraph, in the order in which they are made."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.made: list[ir.Node] = []
-        self.weights: list[ir.Value] = []
 
     def __call__(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         return self.several(1, kind, *inputs, domain=domain, **attributes)[0]
@@ -32,12 +31,16 @@ class Nodes:
         return node.outputs
 
     def graph(self, outputs: Sequence[ir.Value], inputs: Sequence[ir.Value] = ()) -> ir.Graph:
-        return ir.Graph(inputs, outputs, nodes=self.made, initializers=self.weights, name=self.name)
+        return ir.Graph(inputs, outputs, nodes=self.made, name=self.name)
 
     def weight(self, values: np.ndarray, name: str = "weight") -> ir.Value:
-        """A constant under a name of its own, which must be new."""
-        self.weights.append(edit.constant(f"{self.name}.{name}", values))
-        return self.weights[-1]
+        """A constant under a name of its own, which must be new.
+
+        Of a subgraph it stands in the graph's own file: ONNX's checks of an `If` refuse a file of weights that has
+        several hard links, as converted packages share theirs.
+        """
+        label = f"{self.name}.{name}"
+        return self("Constant", value=ir.tensor(np.ascontiguousarray(values), name=label))
 
 
 class Constants:

@@ -54,15 +54,10 @@ def width(value: ir.Value) -> int:
 
 def initializer(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
     """A constant that the graph gets, under a name that it does not have yet."""
-    value = constant(name, values)
+    tensor = ir.tensor(np.ascontiguousarray(values) if values.ndim else values, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
-
-
-def constant(name: str, values: np.ndarray) -> ir.Value:
-    """A constant that some graph is still to get."""
-    tensor = ir.tensor(np.ascontiguousarray(values) if values.ndim else values, name=name)
-    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape), const_value=tensor)
 
 
 def remove_unused(model: ir.Model) -> bool:

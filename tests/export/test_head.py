@@ -95,6 +95,7 @@ def test_a_package_has_it_where_the_head_is_the_tokens_table(tmp_path, is_tied):
     made = export_small(model_of(config), decoder.signature(config), tmp_path / "int4", precision="int4")
     assert branches(made) == is_tied
     assert not [note for note in made.manifest["notes"] if "offsets" in note]
+    (tmp_path / "shared").hardlink_to(made.path / "variants/cpu-int4/model.onnx_data")  # as converted packages do
     low, exact = (Decoder(Session(made, variant=f"cpu-{precision}")) for precision in ("int4", "float32"))
     prompts = np.random.default_rng(2).integers(0, TOKENS, (6, 9)).tolist()
     for prompt in prompts:
