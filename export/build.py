@@ -36,8 +36,8 @@ class Nodes:
     def weight(self, values: np.ndarray, name: str = "weight") -> ir.Value:
         """A constant under a name of its own, which must be new.
 
-        Of a subgraph it stands in the graph's own file: ONNX's checks of an `If` refuse a file of weights that has
-        several hard links, as converted packages share theirs.
+        Of a subgraph it stands in the graph's own file: ONNX's checks of an `If` refuse a file of its weights that has
+        several hard links, as converted packages share theirs. So it is for small ones.
         """
         label = f"{self.name}.{name}"
         return self("Constant", value=ir.tensor(np.ascontiguousarray(values), name=label))

@@ -19,7 +19,7 @@ Others become blocks of 8 bits, w = 1 … 255, z = 128; or, if asked for, blocks
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -141,10 +141,13 @@ def _in_two_steps(build: Build, x: Any, table: ir.Value, scale: ir.Value, coarse
     whole = pack_whole(coarse.T)
     if whole is None:
         raise ValueError("the vocabulary does not stand on grids of 4 bits")
+    packed, steps, zeros = whole
+    weights = _weights(Build(build.whole, f"{build.name}.coarse", constant=build.constant), 4, packed, steps)
 
     def in_4_bits(branch: Nodes) -> ir.Value:
-        # With weights of its own: ONNX Runtime 1.28 takes no notice of zero points that stand outside of a branch.
-        return _by_blocks(branch, x, _weights(branch, 4, *whole))
+        # ONNX Runtime 1.28 takes no notice of zero points that stand outside of a branch.
+        own = branch.weight(zeros.reshape(-1), "zeros")
+        return _by_blocks(branch, x, replace(weights, inputs=(*weights.inputs, own)))
 
     def in_8_bits(branch: Nodes) -> ir.Value:
         return _in_8_bits(branch, build.constant, x, table, scale, _rows, flipped=True)
