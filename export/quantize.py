@@ -145,7 +145,7 @@ def _in_two_steps(build: Build, x: Any, table: ir.Value, scale: ir.Value, coarse
     weights = _weights(Build(build.whole, f"{build.name}.coarse", constant=build.constant), 4, packed, steps)
 
     def in_4_bits(branch: Nodes) -> ir.Value:
-        # ONNX Runtime 1.28 takes no notice of zero points that stand outside of a branch.
+        # ONNX Runtime before 1.30 takes no notice of zero points that stand outside of a branch.
         own = branch.weight(zeros.reshape(-1), "zeros")
         return _by_blocks(branch, x, replace(weights, inputs=(*weights.inputs, own)))
 
