@@ -29,7 +29,7 @@ from isoformer.export.variants import PRECISIONS
 from isoformer.models import registry
 from isoformer.models.checkpoints import TextFile
 from isoformer.models.signature import Signature
-from isoformer.runtime.package import Package, load
+from isoformer.runtime.package import PAST, Package, load
 from isoformer.runtime.package import Signature as RuntimeSignature
 from isoformer.runtime.parity import Report
 from isoformer.runtime.session import Session
@@ -176,13 +176,16 @@ def _refuse_cache(
     parts: dict[str, tuple[nn.Module, Signature]], precision: str, cache: str, *, reproducible: bool
 ) -> None:
     if cache not in variants.CACHES:
-        raise ExportError(f"cache {cache!r} is not one of {', '.join(variants.CACHES)}")
+        raise ExportError(f"--cache {cache} is not one of {', '.join(variants.CACHES)}")
     if cache == variants.CACHES[0]:
         return
     if reproducible:
         raise ExportError(f"--reproducible keeps its cache in float32; leave out --cache {cache}")
     if precision == "float32" or list(parts) != [registry.MODEL] or not parts[registry.MODEL][1].windows:
         raise ExportError(f"--cache {cache} is for decoders with --precision int8 or int4")
+    past = next((spec for spec in parts[registry.MODEL][1].inputs if spec.name.startswith(PAST)), None)
+    if past is None or not isinstance(past.axes[-1], int) or past.axes[-1] % 8:
+        raise ExportError(f"--cache {cache} is for heads of a multiple of 8; leave it out for this model")
 
 
 def _refuse_providers(

@@ -38,7 +38,7 @@ def steps(decoder: Decoder, tokens: Sequence[int], margin: float = MARGIN) -> di
     """
     largest_of = _largest(decoder, [tokens])
     # A sequence's first token may have keys and values like no other, so the text begins at many places.
-    beginnings = _largest(decoder, [tokens[at : at + PIECE] for at in range(0, len(tokens) - PIECE + 1, PIECE)])
+    beginnings = _largest(decoder, [tokens[at : at + PIECE] for at in range(0, max(len(tokens) - PIECE, 0) + 1, PIECE)])
     found = {}
     for name in largest_of:
         largest = np.maximum(largest_of[name], beginnings[name])

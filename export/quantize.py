@@ -50,7 +50,8 @@ def int4(model: ir.Model, *, offsets: bool = True, coarse: np.ndarray | None = N
     So are those whose columns are no whole number of blocks. Products of one activation without offsets are one: the
     less a single row waits for, the better. offsets: what stands on no grid gets offsets; else it gets 8 bits.
     coarse: the table (N, K) of the vocabulary on grids of 4 bits, with which a single row goes through it in two steps
-    (`head`); None is a vocabulary in 8 bits alone.
+    (`head`), so that unlikely tokens' logits differ from those of the same row in a batch; None is a vocabulary in 8
+    bits alone.
     """
     count = _rewrite(model, lambda weight, tied: not tied and weight.shape[0] % BLOCK == 0, offsets, coarse)
     _merge(model.graph)

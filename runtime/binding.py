@@ -124,6 +124,10 @@ class Decoder:
         last = [self._cache.begin(width, len(row)) + len(row) - 1 for row in new]
         return self._run(new, np.array(last)[:, None])[:, 0]
 
+    def forget(self) -> None:
+        """Forgets every token, so that the next prompt is computed whole."""
+        self._cut(0)
+
     def _cut(self, length: int) -> None:
         """Forgets every token from place `length` of the one sequence on; everything, if `length` is 0."""
         if length == 0:

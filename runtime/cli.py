@@ -127,9 +127,9 @@ def export(
     cache: Annotated[
         str,
         typer.Option(
-            help="float32; int8: keys and values of int8 and int4 decoders in 8 bits, for long texts (Python alone)"
+            help="fp32; int8: keys and values of int8 and int4 decoders in 8 bits, for long texts (Python alone)"
         ),
-    ] = "float32",
+    ] = "fp32",
     layout: Annotated[
         str | None, typer.Option(help=f"write another program's folder instead: {convert_command.NAMES}")
     ] = None,
@@ -145,6 +145,8 @@ def export(
             )
     if text is not None and sound is not None:
         raise InputError("give --text, or --sound for transcribe, not both")
+    if layout is not None and cache == "int8":
+        raise InputError(f"--cache int8 is for isoformer's Python alone; leave it out, or --layout {layout}")
     sample = None if text is None else "\n".join(_texts([], text))
     source = _export_half("source")
     with convert_command.package_for(output, layout, force=force) as target:
@@ -165,7 +167,7 @@ def export(
                 sound=sound,
                 providers=() if provider in (None, "cpu") else (provider,),
                 reproducible=reproducible,
-                cache=cache,
+                cache="float32" if cache == "fp32" else cache,
                 force=force,
                 progress=show,
             )

@@ -101,3 +101,16 @@ def test_a_package_has_it_where_the_head_is_the_tokens_table(tmp_path, is_tied):
     for prompt in prompts:
         mine, theirs = (one.start([prompt])[0][0] for one in (low, exact))
         assert np.corrcoef(mine, theirs)[0, 1] > 0.98
+
+
+def test_where_nothing_else_is_rounded_steps_keep_their_bound(tmp_path):
+    """Blocks on grids already, as Q4_0's are: what is left is the head's own error, in 4 bits where a row is alone."""
+    config = dataclasses.replace(CONFIG, vocab_size=TOKENS)
+    model = model_of(config)
+    with torch.no_grad():
+        for linear in gptq.products(model):
+            linear.weight.copy_(gptq.rounded(linear.weight, torch.randn(99, linear.in_features)))
+    made = export_small(model, decoder.signature(config), tmp_path / "int4", precision="int4")
+    assert branches(made) == 1
+    gate = made.variant("cpu-int4")["gate"]
+    assert gate["whole_text"]["agreement"] >= gate["limits"]["agreement"]
