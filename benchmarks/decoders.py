@@ -325,8 +325,8 @@ def table(summary: list[dict], engines: list[str]) -> str:
     return "\n".join(lines)
 
 
-def quality(folder: Path, text: Path, peers: str | None) -> None:
-    """Perplexity of 2,048 tokens of a text, in windows of 512, by every precision of ours and genai's int4.
+def quality(folder: Path, text: Path, peers: str | None, precisions: set[str]) -> None:
+    """Perplexity of 2,048 tokens of a text, in windows of 512, by the `precisions` of ours and genai's int4.
 
     Ours whose steps compute otherwise than a whole text, or read what that does not, go token by token.
     """
@@ -339,7 +339,7 @@ def quality(folder: Path, text: Path, peers: str | None) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "isoformer-int8/tokenizer.json"))
     ids = np.array(tokenizer.encode(_text(text), add_special_tokens=False).ids[:2048]).reshape(-1, 512)
     exact = None
-    for precision in PACKAGES:
+    for precision in (p for p in PACKAGES if p in precisions):  # float32 first, which the others stand beside
         decoder = Decoder(Session(folder / PACKAGES[precision], variant=VARIANTS[precision]))
         scorer = Stepwise(decoder) if precision in BY_STEPS else decoder
         logits = [scorer.score([row])[0] for row in ids.tolist()]
@@ -416,9 +416,10 @@ def main() -> None:
 
     engines = given.engines.split(",") if given.engines else [e for e in ENGINES if given.peers or not ENGINES[e][2]]
     ours = {ENGINES[e][1] for e in engines if e in ENGINES and not ENGINES[e][2]} & PACKAGES.keys()
+    ours |= {"float32"} if given.quality else set()
     prepare(given.packages, given.peers, ours)
     if given.quality:
-        return quality(given.packages, given.quality, given.peers)
+        return quality(given.packages, given.quality, given.peers, ours)
     shapes = [(int(b), int(n)) for b, n in (shape.split("x") for shape in given.shapes.split(","))]
     lines: list[dict] = [{"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}]
     commands = {engine: _command(engine, given.packages, given.peers) for engine in engines}

@@ -94,7 +94,7 @@ def apply(model: ir.Model, steps: Steps) -> int:
 
 
 def _nothing_held(graph: ir.Graph) -> ir.Value:
-    """Whether the mask is as long as the new tokens."""
+    """Whether the mask is as long as the new tokens: no row holds any, as all get equally many once one does."""
     inputs = {value.name: value for value in graph.inputs}
     build = Nodes("int8_cache")
     ids, mask = (build("Shape", inputs[name], start=1, end=2) for name in ("input_ids", "attention_mask"))

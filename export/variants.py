@@ -162,8 +162,8 @@ def make(
     graphs = _to_quantize(folder, model, signature, opset, wanted, exact, partial(_named, progress, name))
 
     def measured(low: Decoder) -> dict[str, Any]:
-        """By steps, which `head` computes otherwise than a prompt in 4 bits, and which alone read a cache in 8 bits;
-        both must pass.
+        """The gate's record. Steps must pass besides where they compute otherwise than a whole text (`head`, in 4 bits)
+        or read what that does not (a cache in 8 bits); the record is then theirs.
         """
         whole = gate(exact, low, windows[1:], GATES[precision])
         if precision == "int8" and not rounded:

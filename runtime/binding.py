@@ -323,7 +323,7 @@ class SharedCache:
         }
 
     def _step(self, held: Tokens, new: Tokens) -> dict[str, np.ndarray] | None:
-        """The inputs of one token for each of sequences that are equally long, with a third of the work; or None."""
+        """The inputs of one token for each of sequences that are equally long, in half the time; or None."""
         lengths = {len(row) for row in held}
         if len(lengths) > 1 or any(len(row) != 1 for row in new):
             return None
@@ -332,7 +332,7 @@ class SharedCache:
         return {
             "input_ids": np.array(new, np.int64),
             "attention_mask": np.ones((batch, past + 1), np.int64),
-            "position_ids": np.full((batch, 1), past),
+            "position_ids": np.full((batch, 1), past, np.int64),
         }
 
     def bind(self, inference: Any) -> Any:
