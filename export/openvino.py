@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from isoformer.export import key_scale, packed, taken_apart
+from isoformer.export import attention_scale, packed, taken_apart
 from isoformer.export.encoder_variants import compared, golden_records
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress
@@ -62,7 +62,7 @@ def _write(
     suffix = PADDED if padded else ""
     name = f"{PROVIDER}-float32{suffix}"
     graph = ir.load(folder / f"{MODEL}.onnx")
-    key_scale.apply(graph)
+    attention_scale.into_keys(graph)
     zero = packed.apply(graph) if padded else []
     if not taken_apart.apply(graph):
         raise ExportError("a graph for OpenVINO is made from Attention, which this one does not have (--opset 23)")

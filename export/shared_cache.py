@@ -6,6 +6,10 @@
 
 The graph keeps its inputs. past_key_values are buffers of any capacity, present the same ones, of which the first
 `sum(attention_mask)` places hold tokens: so padding stands on the right, and positions are places.
+
+ONNX Runtime computes the scores by pieces of the keys, or whole where a head has a sink. By pieces a long prompt is the
+faster and takes less memory. Whole, a step is, if queries come scaled (`attention_scale`): a product of one row without
+a factor has a kernel of its own. A sink of -infinity is none.
 """
 
 from typing import Any
@@ -17,14 +21,16 @@ from isoformer.export.edit import initializer, remove_unused, take_over
 from isoformer.export.errors import ExportError
 
 MICROSOFT = "com.microsoft"
+SINKS = 11  # which input of GroupQueryAttention they are
 
 
-def apply(model: ir.Model, windows: tuple[int | None, ...], max_positions: int) -> int:
+def apply(model: ir.Model, windows: tuple[int | None, ...], max_positions: int, *, for_steps: bool = False) -> int:
     """Rewrites each Attention with a past; returns how many.
 
     windows: of each layer, keys that a query sees, itself among them; None is no limit. The mask of each layer
     must be padding, causality and that window: the caller says so, and measures the result.
-    max_positions: rows of the rotary tables.
+    max_positions: rows of the rotary tables. for_steps: scores are whole where queries come scaled, for callers that
+    give a long prompt in pieces (`isoformer.runtime.binding`).
 
     Raises ExportError for attention that the operator does not express: a soft cap, no cache, other values.
     """
@@ -35,7 +41,9 @@ def apply(model: ir.Model, windows: tuple[int | None, ...], max_positions: int) 
     lengths = _lengths(graph)
     tables: dict[ir.Value, ir.Value] = {}
     for node, window in zip(layers, windows, strict=True):
-        _rewrite(graph, node, window, lengths, tables, max_positions)
+        grouped = _rewrite(graph, node, window, lengths, tables, max_positions)
+        if for_steps and window is None and "scale" in grouped.attributes and grouped.attributes["scale"].as_float() == 1:
+            _add_sinks(graph, grouped)
     model.opset_imports.setdefault(MICROSOFT, 1)
     remove_unused(model)
     for value in (*graph.inputs, *graph.outputs):
@@ -69,7 +77,7 @@ def _rewrite(
     lengths: tuple[ir.Value, ir.Value],
     tables: dict[ir.Value, ir.Value],
     max_positions: int,
-) -> None:
+) -> ir.Node:
     query, key, value, _, past_key, past_value = node.inputs[:6]
     flat = "q_num_heads" in node.attributes  # (B, L, H * D); with a norm of every head they have four axes
     heads = [
@@ -106,6 +114,15 @@ def _rewrite(
     if not flat:
         outputs[0] = _in_heads(graph, node, outputs[0], heads[0])
     take_over(node, outputs)
+    return grouped
+
+
+def _add_sinks(graph: ir.Graph, grouped: ir.Node) -> None:
+    heads = grouped.attributes["num_heads"].as_int()
+    name = f"sinks.{heads}"
+    sinks = graph.initializers.get(f"cache.{name}") or _constant(graph, name, np.full(heads, -np.inf, np.float32))
+    grouped.resize_inputs(SINKS + 1)
+    grouped.replace_input_with(SINKS, sinks)
 
 
 def _heads(value: ir.Value | None) -> int:

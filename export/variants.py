@@ -24,7 +24,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from isoformer.export import golden, gptq, int8_cache, quantize, reproducible, residual_norm, shared_cache
+from isoformer.export import attention_scale, golden, gptq, int8_cache, quantize, reproducible, residual_norm, shared_cache
 from isoformer.export.edit import loaded
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress, torch_runner
@@ -123,7 +123,8 @@ def make(
     graph = ir.load(folder / "model.onnx")
     path = file_of(folder, entry)
     try:
-        shared_cache.apply(graph, signature.windows, max_positions(signature))
+        attention_scale.into_queries(graph, folded=False)
+        shared_cache.apply(graph, signature.windows, max_positions(signature), for_steps=True)
         residual_norm.apply(graph)
         ir.save(graph, path)
         session = open_("cpu-float32", entry)
@@ -149,7 +150,7 @@ def make(
 
     def written(candidate: tuple[ir.Model, Way]) -> Decoder:
         progress(name, 0, 2)
-        _lower(*candidate, file_of(folder, entry), entry, signature)
+        _lower(*candidate, file_of(folder, entry), entry, signature, for_steps=wanted.cache != int8_cache.DTYPE)
         progress(name, 1, 2)
         if wanted.cache != int8_cache.DTYPE:
             return Decoder(open_(name, entry))
@@ -221,10 +222,17 @@ def _first_to_pass(
     raise ExportError(missed[-1])
 
 
-def _lower(graph: ir.Model, way: Way, path: Path, entry: dict[str, Any], signature: Signature) -> None:
-    """Writes the graph at `path` in the precision and with the cache that `entry` names."""
+def _lower(
+    graph: ir.Model, way: Way, path: Path, entry: dict[str, Any], signature: Signature, *, for_steps: bool
+) -> None:
+    """Writes the graph at `path` in the precision and with the cache that `entry` names.
+
+    for_steps: as of `shared_cache`; a cache in 8 bits reads long prompts whole.
+    """
     if entry["cache"] == "shared":
-        shared_cache.apply(graph, signature.windows, max_positions(signature))
+        if for_steps:
+            attention_scale.into_queries(graph, folded=True)
+        shared_cache.apply(graph, signature.windows, max_positions(signature), for_steps=for_steps)
     if not way(graph):
         raise ExportError(f"there is no product in this graph that {entry['precision']} is for")
     if entry.get("reproducible"):

@@ -14,6 +14,7 @@ from isoformer.runtime.subnormals import flushed
 
 NEEDED = ("input_ids", "attention_mask", "logits_positions")
 GIVEN = ".encoder."  # of the keys and values that an encoder made, which no step changes
+PIECE = 256  # tokens of a prompt at a time: docs/decisions/variants.md
 Tokens = Sequence[Sequence[int]]
 
 
@@ -152,8 +153,31 @@ class Decoder:
     def _run(self, new: Tokens, asked: np.ndarray) -> np.ndarray:
         """The logits (B, N, vocabulary) behind the places `asked` (B, N) of the new tokens, which become part of it."""
         held = self.tokens or [[] for _ in new]
-        arrays = self._cache.inputs(held, new) | {"logits_positions": asked}
-        binding = self._cache.bind(self.session.inference)
+        if isinstance(self._cache, SharedCache) and self._cache.in_pieces and max(map(len, new)) > PIECE:
+            logits = self._computed_in_pieces(self._cache, held, new, asked)
+        else:
+            logits = self._computed(self._cache, held, new, asked)
+        self.tokens = [[*old, *more] for old, more in zip(held, new, strict=True)]
+        return logits
+
+    def _computed_in_pieces(self, cache: "SharedCache", held: Tokens, new: Tokens, asked: np.ndarray) -> np.ndarray:
+        """A row after the other, as the operator takes more than one token behind others of a single row only."""
+        cache.reserve(held, new)
+        logits = np.zeros((*asked.shape, self._width), np.float32)
+        for row, (old, more) in enumerate(zip(held, new, strict=True)):
+            own = cache.row(row)
+            for begin, end in _pieces(len(more)):
+                here = (asked[row] >= begin) & (asked[row] < end)
+                places = asked[row, here] - begin if here.any() else np.array([0])
+                found = self._computed(own, [[*old, *more[:begin]]], [more[begin:end]], places[None])
+                if here.any():
+                    logits[row, here] = found[0]
+        return logits
+
+    def _computed(self, cache: "PlainCache | SharedCache", held: Tokens, new: Tokens, asked: np.ndarray) -> np.ndarray:
+        """The logits of one run, which writes into the cache."""
+        arrays = cache.inputs(held, new) | {"logits_positions": asked}
+        binding = cache.bind(self.session.inference)
         for name, array in arrays.items():
             if name in self._inputs:
                 binding.bind_cpu_input(name, array)
@@ -165,8 +189,7 @@ class Decoder:
                 self.session.inference.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base
             raise IsoformerError(f"ONNX Runtime failed: {first_line(error)}") from error
-        self._cache.keep(binding)
-        self.tokens = [[*old, *more] for old, more in zip(held, new, strict=True)]
+        cache.keep(binding)
         return logits
 
     def _bind_given(self, binding: Any) -> None:
@@ -291,12 +314,15 @@ class SharedCache:
     Each sequence begins at place 0, and behind its end stands what is not read. The capacity doubles when a
     sequence outgrows it, so that n tokens cost fewer than n copied places in all. On a GPU a step copies nothing;
     growing, taking rows and exchanging them go through the host.
+
+    in_pieces: whether its graph wants a long prompt in pieces.
     """
 
     SMALLEST = 256
 
     def __init__(self, past: list[TensorSpec], limit: int | None, device: str = "cpu") -> None:
-        self._past, self._limit = past, limit
+        self._past, self._limit, self._device = past, limit, device
+        self.in_pieces = device == "cpu" and all(spec.dtype == "float32" for spec in past)
         self._hold: Callable[[np.ndarray], HostMemory | DeviceMemory]
         self._hold = HostMemory if device == "cpu" else partial(DeviceMemory, device=device)
         self._held: list[HostMemory | DeviceMemory] = []  # one for each of `past`
@@ -310,12 +336,12 @@ class SharedCache:
     def inputs(self, held: Tokens, new: Tokens) -> dict[str, np.ndarray]:
         if (step := self._step(held, new)) is not None:
             return step
+        self.reserve(held, new)
         past, width = np.array([[len(row)] for row in held]), max(map(len, new))
         ids = np.zeros((len(new), width), np.int64)
         for row, tokens in enumerate(new):
             ids[row, : len(tokens)] = tokens
         ends = past + np.array([[len(row)] for row in new])  # (B, 1)
-        self._reserve(len(new), int(ends.max()), int(past.max()))
         return {
             "input_ids": ids,
             "attention_mask": (np.arange(int(ends.max())) < ends).astype(np.int64),
@@ -367,6 +393,19 @@ class SharedCache:
 
     def clear(self) -> None:
         """Nothing: the memory serves the next sequences."""
+
+    def row(self, number: int) -> "SharedCache":
+        """The cache of one sequence, in the same memory."""
+        if self._held[0].value.shape()[0] == 1:
+            return self
+        one = SharedCache(self._past, self._limit, self._device)
+        one._held = [self._hold(held.read()[number : number + 1]) for held in self._held]
+        return one
+
+    def reserve(self, held: Tokens, new: Tokens) -> None:
+        """Room for the new tokens."""
+        ends = (len(old) + len(more) for old, more in zip(held, new, strict=True))
+        self._reserve(len(new), max(ends), max(map(len, held)))
 
     def _reserve(self, batch: int, length: int, used: int) -> None:
         """Room for `length` tokens a sequence, of which the first `used` stay."""
@@ -423,6 +462,12 @@ def _zeros(wanted: list[tuple[tuple[Any, ...], str]]) -> list[np.ndarray]:
         shape, dtype = wanted[0]
         return list(np.zeros((len(wanted), *shape), dtype))
     return [np.zeros(shape, dtype) for shape, dtype in wanted]
+
+
+def _pieces(length: int) -> list[tuple[int, int]]:
+    """Where pieces of at most PIECE tokens begin and end, all about as long: a token alone would be a step."""
+    count = -(-length // PIECE)
+    return [(length * i // count, length * (i + 1) // count) for i in range(count)]
 
 
 def _shared_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from isoformer.export.edit import initializer
 from isoformer.export.errors import ExportError
+from isoformer.export.shared_cache import SINKS
 from isoformer.runtime.package import Package
 
 INPUTS = {"input_ids", "attention_mask", "position_ids", "logits_positions"}
@@ -122,3 +123,12 @@ def growing_cache(graph: ir.Graph) -> None:
         for start, length in axis.items():
             if value.name and value.name.startswith(start) and value.shape is not None:
                 value.shape = ir.Shape([*list(value.shape)[:2], length, value.shape[3]])
+
+
+def whole_prompts(graph: ir.Graph) -> None:
+    """Takes out what `shared_cache` adds for steps: these programs give a prompt whole, however long."""
+    for node in graph:
+        if node.op_type == "GroupQueryAttention" and len(node.inputs) > SINKS and (sinks := node.inputs[SINKS]) is not None:
+            node.replace_input_with(SINKS, None)
+            if not sinks.uses():
+                graph.initializers.pop(str(sinks.name))

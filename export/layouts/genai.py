@@ -22,6 +22,7 @@ from isoformer.export.layouts.decoders import (
     refuse_others,
     replace_positions,
     sizes,
+    whole_prompts,
 )
 from isoformer.export.layouts.files import TEXT_FILES, carry, place
 from isoformer.runtime.detokenizer import configured
@@ -44,6 +45,7 @@ def write(package: Package, folder: Path, choice: Choice) -> None:
 def last_logits(model: ir.Model, *, padded_right: bool) -> None:
     """Logits (B, 1, vocabulary): of the last token of each row, which stands before its padding on the right."""
     graph = model.graph
+    whole_prompts(graph)
     if not any(value.name == "logits_positions" for value in graph.inputs):
         return
     build = Builder(graph)

@@ -20,6 +20,7 @@ from isoformer.export.layouts.decoders import (
     path_of,
     refuse_others,
     replace_positions,
+    whole_prompts,
 )
 from isoformer.export.layouts.files import TEXT_FILES, carry, place
 from isoformer.runtime.chat import template_file
@@ -110,6 +111,7 @@ def kept_logits(model: ir.Model, *, shared: bool) -> None:
     graph = model.graph
     if shared:
         growing_cache(graph)
+        whole_prompts(graph)
     if not any(value.name == "logits_positions" for value in graph.inputs):
         return
     wanted = ir.Value(name="num_logits_to_keep", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from isoformer.export import ExportError, int8_cache, variants
@@ -68,6 +69,10 @@ def test_the_manifest_says_what_the_cache_is_and_how_it_was_measured(package: Pa
         assert case["bound"] == 2 * max(case["rounded_cache_error"], case["whole_pass_error"])
         assert 0 < case["error"] <= case["bound"]
     assert entry["operators"]["com.microsoft::GroupQueryAttention"] == 2 * CONFIG.num_layers
+    layers = [
+        node for node in ir.load(package.path / entry["path"]).graph.all_nodes() if node.op_type == "GroupQueryAttention"
+    ]
+    assert not any(any(node.inputs[11:12]) for node in layers)  # no sinks: prompts come whole
     assert "| cpu-int8 | shared, int8 |" in (package.path / "README.md").read_text()
     assert package.fastest("cpu") == NAME
 

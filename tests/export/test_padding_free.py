@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from isoformer.export import ExportError, key_scale, packed, padding_free, taken_apart
+from isoformer.export import ExportError, attention_scale, packed, padding_free, taken_apart
 from isoformer.export.graph import to_onnx
 from isoformer.models.attention import MultiHeadAttention
 from isoformer.models.families import encoder
@@ -33,7 +33,7 @@ def exported(config: encoder.Config) -> ir.Model:
 
 def for_openvino(graph: ir.Model) -> list[str]:
     """The graph for batches with padding, as it is exported."""
-    assert key_scale.apply(graph)
+    assert attention_scale.into_keys(graph)
     zero = packed.apply(graph)
     assert taken_apart.apply(graph)
     return zero

@@ -16,9 +16,9 @@ from isoformer.export import ExportError, quantize, shared_cache, variants
 from isoformer.export.graph import to_onnx
 from isoformer.export.smooth import smooth
 from isoformer.models.families import decoder, encoder
-from isoformer.runtime import PackageError, Session, decoding, load
+from isoformer.runtime import PackageError, Session, binding, decoding, load
 from isoformer.runtime.binding import Decoder, SharedCache
-from isoformer.runtime.errors import InputError
+from isoformer.runtime.errors import InputError, IsoformerError
 from isoformer.runtime.package import MANIFEST, sha256
 from isoformer.runtime.providers import open_session
 from isoformer.runtime.verify import verify
@@ -171,6 +171,77 @@ def test_scores_are_those_of_every_sequence_alone(package, kind):
     np.testing.assert_allclose(decoder_.start([rows[2]])[0][0], together[2][-1], atol=1e-5)
 
 
+def test_layers_without_a_window_have_their_scores_whole(package):
+    """A sink of -infinity, and the scale in the weights; the canonical graph's file is still where they stand."""
+    windows = decoder.signature(CONFIG).windows
+    assert set(windows) == {None, 9}
+    for name, entry in load(package).variants.items():
+        graph = ir.load(package / entry["path"]).graph
+        layers = [node for node in graph if node.op_type == "GroupQueryAttention"]
+        for node, window in zip(layers, windows, strict=True):
+            assert node.attributes["scale"].as_float() == 1
+            sinks = node.inputs[11] if len(node.inputs) > 11 else None
+            assert (sinks is None) == (window is not None), name
+            if sinks is not None:
+                assert sinks.const_value.numpy().tolist() == [-np.inf] * CONFIG.num_heads
+
+
+@pytest.mark.parametrize("kind", ["cpu-float32", "lower"])
+def test_a_long_prompt_in_pieces_is_the_prompt(package, monkeypatch, kind):
+    """Of rows of different lengths, alone, in a batch, behind others and at every place; pieces are about as long."""
+    session = Session(package, variant=load(package).fastest("cpu") if kind == "lower" else kind)
+    off = max(case["bound"] for case in load(package).variant(session.variant)["decoding"].values())
+    rng = np.random.default_rng(11)
+    rows = [rng.integers(0, 101, n).tolist() for n in (53, 7, 1, 36)]
+    exact = Decoder(session)
+    full = [exact.score([row])[0] for row in rows]
+    monkeypatch.setattr(binding, "PIECE", 17)
+    runs = []
+    real = SharedCache.inputs
+    monkeypatch.setattr(
+        SharedCache, "inputs", lambda self, held, new: (runs.append([len(r) for r in new]), real(self, held, new))[1]
+    )
+
+    held = Decoder(session)
+    np.testing.assert_allclose(held.start([rows[0]])[0][0], full[0][-1], atol=off)
+    assert runs == [[13], [13], [13], [14]]
+    assert held.tokens == [rows[0]]
+    logits = held.append([rows[3]])[0]
+    assert runs[4:] == [[12], [12], [12]]
+    np.testing.assert_allclose(logits, exact.score([rows[0] + rows[3]])[0][-1], atol=off)
+
+    runs.clear()
+    for row, found in zip(full, held.start(rows)[0], strict=True):
+        np.testing.assert_allclose(found, row[-1], atol=off)
+    assert runs == [[13], [13], [13], [14], [7], [1], [12], [12], [12]]
+    tokens = [[5], [7], [11], [13]]
+    for row, token, found in zip(rows, tokens, held.append(tokens), strict=True):
+        np.testing.assert_allclose(found, exact.score([row + token])[0][-1], atol=off)
+    for row, found in zip(full, held.score(rows), strict=True):
+        np.testing.assert_allclose(found, row, atol=off)
+
+
+def test_a_prompt_that_fails_halfway_leaves_what_was_there(package, monkeypatch):
+    held = Decoder(Session(package, variant="cpu-float32"))
+    held.start([[1, 2, 3]])
+    before = held.append([[4]])
+    monkeypatch.setattr(binding, "PIECE", 5)
+    real, runs = held._computed, []
+
+    def failing(*arguments):
+        runs.append(arguments)
+        if len(runs) == 2:
+            raise IsoformerError("no memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(held, "_computed", failing)
+    with pytest.raises(IsoformerError, match="no memory"):
+        held.append([[9] * 12])
+    assert held.tokens == [[1, 2, 3, 4]]
+    held.tokens = [[1, 2, 3]]
+    np.testing.assert_array_equal(held.append([[4]]), before)
+
+
 # ----------------------------------------------------------------------------------------------- the gate
 
 
@@ -183,7 +254,7 @@ def test_what_misses_its_gate_is_not_written(tmp_path, monkeypatch):
 
 def test_a_cache_in_place_that_computes_something_else_is_an_error_and_no_remark(tmp_path, monkeypatch):
     real = shared_cache.apply
-    monkeypatch.setattr(shared_cache, "apply", lambda graph, _windows, size: real(graph, (3, 3), size))
+    monkeypatch.setattr(shared_cache, "apply", lambda graph, _windows, size, **options: real(graph, (3, 3), size, **options))
     with pytest.raises(ExportError, match="the variant does not compute the same: cpu-float32"):
         export_small(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "wrong")
     assert not list(tmp_path.iterdir())

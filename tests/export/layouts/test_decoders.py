@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -49,8 +50,9 @@ def variant(request: pytest.FixtureRequest) -> str | None:
 
 
 def placed(package: Package, variant: str | None, folder: Path) -> Path:
-    """The package's graph as it is, beside the weights that it names."""
-    files.place(package, decoders.path_of(package, variant), folder / "model.onnx")
+    """The package's graph, for prompts that come whole, beside the weights that it names."""
+    edit = None if variant is None else lambda model: decoders.whole_prompts(model.graph)
+    files.place(package, decoders.path_of(package, variant), folder / "model.onnx", edit)
     return folder / "model.onnx"
 
 
@@ -118,6 +120,23 @@ def test_genai_takes_the_last_token_before_padding_on_the_right(small_decoder: P
     later = feeds(small_decoder, 3, 1, 7)
     expected = run(source, later | {"logits_positions": np.zeros((3, 1), np.int64)})
     same(run(tmp_path / "out/model.onnx", later), expected)
+
+
+@pytest.mark.parametrize("layout", ["genai", "transformers.js"])
+def test_other_programs_get_attention_that_is_for_whole_prompts(
+    small_decoder: Package, tmp_path: Path, layout: str
+) -> None:
+    def sinks(file: Path) -> list[bool]:
+        graph = onnx.load(file, load_external_data=False).graph
+        kept = {tensor.name for tensor in graph.initializer}
+        layers = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+        assert all(name in kept for node in layers for name in node.input[11:] if name)
+        return [any(node.input[11:]) for node in layers]
+
+    assert any(sinks(small_decoder.path / "variants/cpu-float32/model.onnx"))
+    convert(small_decoder.path, tmp_path / "out", layout, Choice(None))
+    found = [flags for file in (tmp_path / "out").rglob("*.onnx") if (flags := sinks(file))]
+    assert found and not any(map(any, found))
 
 
 def test_genai_without_a_cache_in_place_takes_the_last_column(small_decoder: Package, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from isoformer.export import key_scale
+from isoformer.export import attention_scale
 from isoformer.export.graph import to_onnx
 from isoformer.models.families import encoder
 
@@ -42,7 +42,7 @@ def attention(graph: ir.Model) -> list[ir.Node]:
 def test_the_answers_stay_and_the_weights_too(changes):
     graph = graph_of(**changes)
     before, weights = answers(graph), dict(graph.graph.initializers)
-    assert key_scale.apply(graph) == len(attention(graph)) > 0
+    assert attention_scale.into_keys(graph) == len(attention(graph)) > 0
     assert [node.attributes["scale"].as_float() for node in attention(graph)] == [1.0] * len(attention(graph))
     for name, value in weights.items():
         assert graph.graph.initializers[name] is value
@@ -59,6 +59,6 @@ def test_keys_that_something_else_reads_are_left_alone():
     graph.graph.append(extra)
     graph.graph.outputs.append(extra.outputs[0])
     before = answers(graph)
-    assert key_scale.apply(graph) == len(attention(graph)) - 1
+    assert attention_scale.into_keys(graph) == len(attention(graph)) - 1
     for one, other in zip(before, answers(graph), strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=2e-6 * max(1, np.abs(one).max()))
