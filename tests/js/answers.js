@@ -30,6 +30,28 @@ export async function continued(engine, place, precision, cases) {
   return found;
 }
 
+/**
+ * The logits behind prompts in one batch, in pieces, and behind a further token each; and the same of each prompt by itself,
+ * in one run. Beside them how many runs the batch took.
+ */
+export async function inPieces(engine, place, precision, prompts) {
+  const session = await Session.fastest(place, { engine, precision });
+  const [batch, whole] = [new Decoder(session), new Decoder(session)];
+  whole.piece = Infinity;
+  const { compute } = session;
+  let runs = 0;
+  session.compute = (...given) => ((runs += 1), compute.apply(session, given));
+  const found = [...(await batch.start(prompts)).logits, ...(await batch.append(prompts.map(([token]) => [token])))];
+  session.compute = compute;
+  const [first, further] = [[], []];
+  for (const prompt of prompts) {
+    first.push(...(await whole.start([prompt])).logits);
+    further.push(...(await whole.append([[prompt[0]]])));
+  }
+  await session.release();
+  return { runs, found, wanted: [...first, ...further] };
+}
+
 /** The SHA-256 of each output of each of the package's data sets of golden vectors. */
 export async function digested(engine, place, sets) {
   const session = await Session.fastest(place, { engine, precision: "int8" });

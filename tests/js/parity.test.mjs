@@ -8,7 +8,7 @@ import { nodeEngine } from "../../runtime/js/index.js";
 import { Random } from "../../runtime/js/src/random.js";
 import { EXACT, productsSaturate } from "../../runtime/js/src/saturation.js";
 import { Tokenizer } from "../../runtime/js/src/tokenizer.js";
-import { agreeing, continued, digested, embedded, furthest } from "./answers.js";
+import { agreeing, continued, digested, embedded, furthest, inPieces } from "./answers.js";
 import { FOLDER, VECTORS, cases } from "./vectors.js";
 
 for (const [name, texts] of Object.entries(VECTORS.tokenizers)) {
@@ -58,6 +58,21 @@ for (const precision of Object.keys(VECTORS.generate)) {
     const chosen = cases(precision, "draws", "one batch");
     const found = await continued({ ...(await nodeEngine()), aliased: false }, VECTORS.package, precision, chosen);
     chosen.forEach(({ name, tokens }, place) => assert.deepEqual(found[place], tokens, `${name}, case ${place}`));
+  });
+}
+
+for (const aliased of [true, false]) {
+  test(`a batch with long prompts, in pieces, is each prompt in one run, a cache ${aliased ? "" : "not "}in place`, { timeout: 900_000 }, async () => {
+    const { variants } = JSON.parse(readFileSync(`${VECTORS.package}/isoformer.json`, "utf8"));
+    const bound = Math.max(...Object.values(variants["cpu-float32"].decoding).map((record) => record.bound));
+    const text = VECTORS.reproducible.cases.filter(({ name }) => name === "others").flatMap(({ prompts }) => prompts[0]);
+    const prompts = [text.slice(0, 281), text.slice(3, 10), text.slice(0, 523)];
+    const { runs, found, wanted } = await inPieces({ ...(await nodeEngine()), aliased }, VECTORS.package, "float32", prompts);
+    assert.equal(runs, 2 + 1 + 3 + 1); // pieces of each, and one step of all
+    wanted.forEach((row, place) => {
+      const off = row.reduce((most, value, at) => Math.max(most, Math.abs(value - found[place][at])), 0);
+      assert.ok(off < bound, `answer ${place} is off by ${off}; ${bound} is allowed`);
+    });
   });
 }
 

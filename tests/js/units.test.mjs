@@ -5,6 +5,7 @@ import { mkdtemp, mkdir, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
+import { Decoder } from "../../runtime/js/src/binding.js";
 import { Detokenizer } from "../../runtime/js/src/detokenizer.js";
 import { InputError, PackageError } from "../../runtime/js/src/errors.js";
 import { Settings } from "../../runtime/js/src/generation.js";
@@ -179,3 +180,118 @@ test("half a character is not shown, and nothing of a stop string", () => {
   assert.equal(detokenizer.stopped(bytes("so END")), true);
   assert.throws(() => new Detokenizer(BYTES, { stop: [""] }), InputError);
 });
+
+/**
+ * A session whose graph keeps each token as its key, 2 heads by 3 numbers, and whose logits are three sums over the places
+ * of a row: of keys, of keys by their places, and of ones. runs: [batch, past tokens, new tokens] of each run.
+ */
+function summing({ aliased, dtype = "float32", sharedCache = true, fails = () => false }) {
+  const runs = [];
+  const cacheAxes = ["batch_size", 2, "past_length", 3];
+  const signature = {
+    inputs: [
+      ...["input_ids", "attention_mask", "position_ids", "logits_positions"].map((name) => spec(name, "int64", ["batch_size", "length"])),
+      spec("past_key_values.0.key", dtype, cacheAxes),
+    ],
+    outputs: [spec("logits", "float32", ["batch_size", "num_logits", 3]), spec("present.0.key", dtype, cacheAxes)],
+  };
+  async function compute(feeds, outputs) {
+    const { input_ids: ids, attention_mask: mask, position_ids: positions, logits_positions: asked } = feeds;
+    const { "past_key_values.0.key": past } = feeds;
+    const [batch, width] = ids.dims;
+    const ends = rows(mask).map((row) => row.filter(Boolean).length);
+    const room = aliased ? past.dims[2] : mask.dims[1];
+    const present = outputs["present.0.key"] ?? tensor(dtype, Array(batch * 2 * room * 3).fill(0), [batch, 2, room, 3]);
+    assert.equal(present.data.buffer === past.data.buffer && present.data.byteOffset === past.data.byteOffset, aliased);
+    runs.push([batch, mask.dims[1] - width, width]);
+    if (fails(runs.length)) throw new Error("no memory");
+    const at = (array, row, head, place) => ((row * 2 + head) * array.dims[2] + place) * 3;
+    const logits = ends.flatMap((end, row) => {
+      for (const head of [0, 1]) {
+        if (!aliased) present.data.set(past.data.subarray(at(past, row, head, 0), at(past, row, head, past.dims[2])), at(present, row, head, 0));
+        for (const column of [...Array(Number(asked.data[row]) + 1).keys()]) {
+          const begin = at(present, row, head, Number(rows(positions)[row][column]));
+          present.data.fill(Number(rows(ids)[row][column]) + head / 2, begin, begin + 3);
+        }
+      }
+      const keys = Array.from({ length: end }, (_, place) => [0, 1].map((head) => present.data[at(present, row, head, place) + 2]));
+      return [keys.reduce((sum, [key]) => sum + key, 0), keys.reduce((sum, [, key], place) => sum + (key * (place + 1)) / 64, 0), end];
+    });
+    return { logits: tensor("float32", logits, [batch, 1, 3]), "present.0.key": present };
+  }
+  return { runs, session: { signature, sharedCache, engine: { aliased }, package: { path: "x" }, compute } };
+}
+
+const rows = ({ data, dims: [count, size] }) => Array.from({ length: count }, (_, row) => [...data.subarray(row * size, (row + 1) * size)].map(Number));
+const ramp = (length, from = 1) => Array.from({ length }, (_, place) => ((from + place) * 7) % 11);
+
+/** What the graph answers to a sequence. */
+function sums(tokens) {
+  const places = tokens.reduce((sum, token, place) => sum + ((token + 1 / 2) * (place + 1)) / 64, 0);
+  return [tokens.reduce((sum, token) => sum + token, 0), Math.fround(places), tokens.length];
+}
+
+for (const aliased of [true, false]) {
+  const where = aliased ? "in place" : "not in place";
+
+  test(`a long prompt goes through the graph in balanced pieces, ${where}`, async () => {
+    const { session, runs } = summing({ aliased });
+    const decoder = new Decoder(session);
+    for (const [length, expected] of [
+      [256, [[1, 0, 256]]],
+      [257, [[1, 0, 128], [1, 128, 129]]],
+      [523, [[1, 0, 174], [1, 174, 174], [1, 348, 175]]],
+    ]) {
+      const prompt = ramp(length, length);
+      assert.deepEqual((await decoder.start([prompt])).logits.map((row) => [...row]), [sums(prompt)]);
+      assert.deepEqual(runs.splice(0), expected);
+    }
+  });
+
+  test(`what a prompt shares with the one before is not computed again, and the rest in pieces, ${where}`, async () => {
+    const { session, runs } = summing({ aliased });
+    const decoder = new Decoder(session);
+    await decoder.start([ramp(13)]);
+    const prompt = [...ramp(7), 10, ...ramp(293)];
+    const { logits, reused } = await decoder.start([prompt]);
+    assert.deepEqual([[...logits[0]], reused], [sums(prompt), 7]);
+    assert.deepEqual(runs, [[1, 0, 13], [1, 7, 147], [1, 154, 147]]);
+    assert.deepEqual([...(await decoder.append([[5]]))[0]], sums([...prompt, 5]));
+  });
+
+  test(`rows of a batch with a long prompt are computed one after the other, ${where}`, async () => {
+    const { session, runs } = summing({ aliased });
+    const decoder = new Decoder(session);
+    const prompts = [ramp(5, 3), ramp(307, 2), ramp(257, 5)];
+    assert.deepEqual((await decoder.start(prompts)).logits.map((row) => [...row]), prompts.map(sums));
+    assert.deepEqual(runs.splice(0), [[1, 0, 5], [1, 0, 153], [1, 153, 154], [1, 0, 128], [1, 128, 129]]);
+    const longer = prompts.map((prompt, row) => [...prompt, row + 8]);
+    assert.deepEqual((await decoder.append([[8], [9], [10]])).map((row) => [...row]), longer.map(sums));
+    assert.deepEqual(runs, [[3, 307, 1]]);
+    assert.deepEqual(decoder.tokens, longer);
+    decoder.take([2, 0]);
+    assert.deepEqual((await decoder.append([[4], [6]])).map((row) => [...row]), [sums([...longer[2], 4]), sums([...longer[0], 6])]);
+  });
+
+  test(`a run that fails in the middle leaves what was there, ${where}`, async () => {
+    const { session, runs } = summing({ aliased, fails: (number) => [3, 6].includes(number) });
+    const decoder = new Decoder(session);
+    const held = ramp(17);
+    await decoder.start([held]);
+    await assert.rejects(decoder.append([ramp(300)]), /no memory/);
+    assert.deepEqual(decoder.tokens, [held]);
+    assert.deepEqual([...(await decoder.append([[2]]))[0]], sums([...held, 2]));
+    await assert.rejects(decoder.start([ramp(3), ramp(300)]), /no memory/);
+    assert.deepEqual(decoder.tokens, []);
+    assert.deepEqual([...(await decoder.start([held])).logits[0]], sums(held));
+    assert.equal(runs.length, 7);
+  });
+}
+
+for (const [what, more] of [["a cache that is not written in place", { sharedCache: false }], ["a cache of another dtype", { dtype: "int8" }]]) {
+  test(`a long prompt stays whole: ${what}`, async () => {
+    const { session, runs } = summing({ aliased: false, ...more });
+    await new Decoder(session).start([ramp(523)]);
+    assert.deepEqual(runs, [[1, 0, 523]]);
+  });
+}

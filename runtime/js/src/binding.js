@@ -16,17 +16,22 @@ import { filled, tensor } from "./tensors.js";
  *   past: () => Record<string, Tensor>,
  *   present: () => Record<string, Tensor | null>,
  *   keep: (outputs: Record<string, Tensor>) => void,
+ *   split: (held: Tokens, added: Tokens) => Cache[],
+ *   join: (rows: readonly Cache[]) => void,
  *   take: (rows: readonly number[], before: number, length: number) => void,
  *   cut: (length: number) => void,
  *   clear: () => void,
  *   wide: boolean,
- * }} Cache wide: several rows may get more than one token in a step
+ * }} Cache wide: several rows may get more than one token in a step. split: a cache for each row, of what it holds and with
+ * room for its new tokens; join: makes them the cache of all rows. Until then this one holds what it held.
  */
 
 const PAST = "past_key_values.";
 const GIVEN = ".encoder."; // of the keys and values that an encoder made, which no step changes
 const NEEDED = ["input_ids", "attention_mask", "logits_positions"];
 const SMALLEST = 256; // tokens that a cache that is written in place has room for
+// New tokens of a sequence that go through such a graph at a time: its scores stand in memory whole, new tokens by capacity.
+const PIECE = 256;
 
 /** A batch of token sequences, and the keys and values that the package's graph has computed of them. */
 export class Decoder {
@@ -49,6 +54,8 @@ export class Decoder {
     /** @type {Tokens} */
     this.tokens = [];
     this.names = new Set(specs.keys());
+    /** New tokens of a sequence that one run takes at most. */
+    this.piece = session.sharedCache && past.every(({ dtype }) => dtype === "float32") ? PIECE : Infinity;
     /** @type {Cache} */
     this.cache = !session.sharedCache
       ? new GrownCache(past, "left")
@@ -145,14 +152,51 @@ export class Decoder {
    * @returns {Promise<Float32Array[]>}
    */
   async step(added) {
-    const width = Math.max(...added.map((row) => row.length));
     const held = this.tokens.length ? this.tokens : added.map(() => []);
-    const last = added.map((row) => this.cache.begin(width, row.length) + row.length - 1);
-    const arrays = { ...this.cache.inputs(held, added), logits_positions: tensor("int64", last, [added.length, 1]) };
-    const feeds = { ...Object.fromEntries(Object.entries(arrays).filter(([name]) => this.names.has(name))), ...this.cache.past() };
-    const outputs = await this.session.compute({ ...feeds, ...this.given() }, { logits: null, ...this.cache.present() });
-    this.cache.keep(outputs);
+    const short = added.every((row) => row.length <= this.piece);
+    const logits = short ? await this.run(this.cache, held, added, this.given()) : await this.inPieces(held, added);
     this.tokens = held.map((old, row) => [...old, ...added[row]]);
+    return logits;
+  }
+
+  /**
+   * The same as `run` for long rows. One goes after the other: behind held tokens the operator takes several new ones of a
+   * single row only.
+   * @param {Tokens} held
+   * @param {Tokens} added
+   * @returns {Promise<Float32Array[]>}
+   */
+  async inPieces(held, added) {
+    const caches = this.cache.split(held, added);
+    /** @type {Float32Array[]} of each row's last piece */
+    const logits = [];
+    for (const [row, cache] of caches.entries()) {
+      const given = selected(this.given(), [row]);
+      let past = held[row];
+      for (const piece of pieces(added[row], this.piece)) {
+        [logits[row]] = await this.run(cache, [past], [piece], given);
+        past = [...past, ...piece];
+      }
+    }
+    this.cache.join(caches);
+    return logits;
+  }
+
+  /**
+   * The graph, once: the logits behind each row.
+   * @param {Cache} cache of what is held, then of the new tokens too
+   * @param {Tokens} held
+   * @param {Tokens} added
+   * @param {Record<string, Tensor>} given
+   * @returns {Promise<Float32Array[]>}
+   */
+  async run(cache, held, added, given) {
+    const width = Math.max(...added.map((row) => row.length));
+    const last = added.map((row) => cache.begin(width, row.length) + row.length - 1);
+    const arrays = { ...cache.inputs(held, added), logits_positions: tensor("int64", last, [added.length, 1]) };
+    const feeds = { ...Object.fromEntries(Object.entries(arrays).filter(([name]) => this.names.has(name))), ...cache.past() };
+    const outputs = await this.session.compute({ ...feeds, ...given }, { logits: null, ...cache.present() });
+    cache.keep(outputs);
     const { data, dims } = outputs.logits;
     const size = /** @type {number} */ (dims.at(-1));
     return added.map((_, row) => /** @type {Float32Array} */ (data).subarray(row * size, (row + 1) * size));
@@ -204,7 +248,7 @@ export class CrossDecoder extends Decoder {
     const same = rows.length === this.tokens.length && rows.every((row, place) => row === place);
     super.take(rows);
     if (same) return;
-    this.known = Object.fromEntries(Object.entries(this.known).map(([name, array]) => [name, takeRows(array, rows)]));
+    this.known = selected(this.known, rows);
   }
 
   given() {
@@ -254,6 +298,25 @@ class GrownCache {
     this.values = this.specs.map((spec) => outputs[presentName(spec)]);
   }
 
+  /** @param {Tokens} held */
+  split(held) {
+    return held.map((_, row) => {
+      const cache = new GrownCache(this.specs, this.padding);
+      cache.values = this.values.map((array) => rowOf(array, row));
+      return cache;
+    });
+  }
+
+  /** @param {readonly Cache[]} rows */
+  join(rows) {
+    this.values = this.specs.map((spec) => {
+      const parts = rows.map((cache) => cache.past()[spec.name]);
+      const whole = filled(spec.dtype, sizes(spec, rows.length, Math.max(...parts.map(({ dims }) => dims[2]))));
+      parts.forEach((array, row) => overwrite(array, rowOf(whole, row)));
+      return whole;
+    });
+  }
+
   /** @param {readonly number[]} rows @param {number} before @param {number} length */
   take(rows, before, length) {
     const [from, to] = this.padding === "left" ? [before - length, before] : [0, length];
@@ -294,8 +357,7 @@ class SharedCache {
 
   /** @param {Tokens} held @param {Tokens} added */
   inputs(held, added) {
-    const ends = held.map((row, place) => row.length + added[place].length);
-    this.reserve(added.length, Math.max(...ends), Math.max(...held.map((row) => row.length)));
+    this.reserve(held, added);
     return rightPadded(held, added);
   }
 
@@ -309,6 +371,18 @@ class SharedCache {
 
   keep() {} // they are where they were
 
+  /** @param {Tokens} held @param {Tokens} added */
+  split(held, added) {
+    this.reserve(held, added);
+    return held.map((_, row) => {
+      const cache = new SharedCache(this.specs, this.limit);
+      cache.values = this.values.map((array) => rowOf(array, row));
+      return cache;
+    });
+  }
+
+  join() {} // the rows' memory is this one's
+
   /** @param {readonly number[]} rows @param {number} _before @param {number} length */
   take(rows, _before, length) {
     const kept = this.values.map((array) => part(array, rows, 0, length));
@@ -321,10 +395,13 @@ class SharedCache {
   clear() {} // the memory serves the next sequences
 
   /**
-   * Room for `length` tokens a sequence, of which the first `used` stay.
-   * @param {number} batch @param {number} length @param {number} used
+   * Room for the new tokens; what is held stays.
+   * @param {Tokens} held @param {Tokens} added
    */
-  reserve(batch, length, used) {
+  reserve(held, added) {
+    const batch = added.length;
+    const length = Math.max(...held.map((row, place) => row.length + added[place].length));
+    const used = Math.max(...held.map((row) => row.length));
     if (this.values.length && this.values[0].dims[0] === batch && this.values[0].dims[2] >= length) return;
     const doubled = Math.max(SMALLEST, 2 ** Math.ceil(Math.log2(length)));
     const capacity = Math.max(length, Math.min(doubled, this.limit ?? doubled));
@@ -337,6 +414,17 @@ class SharedCache {
     this.values = this.specs.map((spec) => filled(spec.dtype, sizes(spec, batch, capacity)));
     kept.forEach((old, place) => overwrite(old, this.values[place]));
   }
+}
+
+/**
+ * The tokens cut into as few pieces of at most `most` as there can be, all about as long, so that none is a lone token.
+ * @param {readonly number[]} tokens
+ * @param {number} most
+ */
+function pieces(tokens, most) {
+  const number = Math.ceil(tokens.length / most);
+  const bound = (/** @type {number} */ place) => Math.floor((tokens.length * place) / number);
+  return Array.from({ length: number }, (_, place) => tokens.slice(bound(place), bound(place + 1)));
 }
 
 /**
@@ -409,6 +497,26 @@ function overwrite(small, large) {
   for (let lane = 0; lane < rows * heads; lane += 1) {
     /** @type {any} */ (large.data).set(small.data.subarray(lane * used * size, (lane + 1) * used * size), lane * room * size);
   }
+}
+
+/**
+ * A row of an array, in the array's memory.
+ * @param {Tensor} array
+ * @param {number} row
+ * @returns {Tensor}
+ */
+function rowOf({ type, dims, data }, row) {
+  const size = data.length / dims[0];
+  return { type, dims: [1, ...dims.slice(1)], data: data.subarray(row * size, (row + 1) * size) };
+}
+
+/**
+ * @param {Record<string, Tensor>} arrays
+ * @param {readonly number[]} rows
+ * @returns {Record<string, Tensor>}
+ */
+function selected(arrays, rows) {
+  return Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, takeRows(array, rows)]));
 }
 
 /**

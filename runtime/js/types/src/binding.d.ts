@@ -9,6 +9,8 @@ export type Cache = {
     past: () => Record<string, Tensor>;
     present: () => Record<string, Tensor | null>;
     keep: (outputs: Record<string, Tensor>) => void;
+    split: (held: Tokens, added: Tokens) => Cache[];
+    join: (rows: readonly Cache[]) => void;
     take: (rows: readonly number[], before: number, length: number) => void;
     cut: (length: number) => void;
     clear: () => void;
@@ -23,6 +25,8 @@ export declare class Decoder {
     /** @type {Tokens} */
     tokens: Tokens;
     names: Set<string>;
+    /** New tokens of a sequence that one run takes at most. */
+    piece: number;
     /** @type {Cache} */
     cache: Cache;
     /**
@@ -68,6 +72,23 @@ export declare class Decoder {
      * @returns {Promise<Float32Array[]>}
      */
     step(added: Tokens): Promise<Float32Array[]>;
+    /**
+     * The same as `run` for long rows. One goes after the other: behind held tokens the operator takes several new ones of a
+     * single row only.
+     * @param {Tokens} held
+     * @param {Tokens} added
+     * @returns {Promise<Float32Array[]>}
+     */
+    inPieces(held: Tokens, added: Tokens): Promise<Float32Array[]>;
+    /**
+     * The graph, once: the logits behind each row.
+     * @param {Cache} cache of what is held, then of the new tokens too
+     * @param {Tokens} held
+     * @param {Tokens} added
+     * @param {Record<string, Tensor>} given
+     * @returns {Promise<Float32Array[]>}
+     */
+    run(cache: Cache, held: Tokens, added: Tokens, given: Record<string, Tensor>): Promise<Float32Array[]>;
     /**
      * Inputs that are the same in every step; a decoder alone has none.
      * @returns {Record<string, Tensor>}
