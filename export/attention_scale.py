@@ -59,11 +59,12 @@ def _scale(node: ir.Node) -> float | None:
     if "scale" in node.attributes:
         return node.attributes["scale"].as_float()
     key, heads = node.inputs[1], node.attributes.get("kv_num_heads")
-    if key is None or key.shape is None or not isinstance(key.shape[-1], int):
+    size = key.shape[-1] if key is not None and key.shape is not None else None
+    if key is None or key.shape is None or not isinstance(size, int):
         return None
     if heads is None:  # (B, heads, L, size)
-        return key.shape[-1] ** -0.5 if len(key.shape) == 4 else None
-    return (key.shape[-1] // heads.as_int()) ** -0.5
+        return size**-0.5 if len(key.shape) == 4 else None
+    return (size // heads.as_int()) ** -0.5
 
 
 def _before_turns(value: ir.Value | None, reader: ir.Node) -> tuple[ir.Value | None, ir.Node]:

@@ -16,10 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from isoformer.export import by_token, taken_apart
+from isoformer.export.attention_scale import product_of
 from isoformer.export.build import Build
 from isoformer.export.edit import width
 from isoformer.export.kept import Kept
-from isoformer.export.attention_scale import product_of
 
 GROUPS = 2
 _SWAP = (0, 2, 1, 3)

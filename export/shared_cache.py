@@ -42,7 +42,12 @@ def apply(model: ir.Model, windows: tuple[int | None, ...], max_positions: int, 
     tables: dict[ir.Value, ir.Value] = {}
     for node, window in zip(layers, windows, strict=True):
         grouped = _rewrite(graph, node, window, lengths, tables, max_positions)
-        if for_steps and window is None and "scale" in grouped.attributes and grouped.attributes["scale"].as_float() == 1:
+        if (
+            for_steps
+            and window is None
+            and "scale" in grouped.attributes
+            and grouped.attributes["scale"].as_float() == 1
+        ):
             _add_sinks(graph, grouped)
     model.opset_imports.setdefault(MICROSOFT, 1)
     remove_unused(model)

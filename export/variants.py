@@ -24,7 +24,16 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from isoformer.export import attention_scale, golden, gptq, int8_cache, quantize, reproducible, residual_norm, shared_cache
+from isoformer.export import (
+    attention_scale,
+    golden,
+    gptq,
+    int8_cache,
+    quantize,
+    reproducible,
+    residual_norm,
+    shared_cache,
+)
 from isoformer.export.edit import loaded
 from isoformer.export.errors import ExportError
 from isoformer.export.evidence import Evidence, Progress, torch_runner

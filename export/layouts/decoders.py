@@ -128,7 +128,11 @@ def growing_cache(graph: ir.Graph) -> None:
 def whole_prompts(graph: ir.Graph) -> None:
     """Takes out what `shared_cache` adds for steps: these programs give a prompt whole, however long."""
     for node in graph:
-        if node.op_type == "GroupQueryAttention" and len(node.inputs) > SINKS and (sinks := node.inputs[SINKS]) is not None:
+        if (
+            node.op_type == "GroupQueryAttention"
+            and len(node.inputs) > SINKS
+            and (sinks := node.inputs[SINKS]) is not None
+        ):
             node.replace_input_with(SINKS, None)
             if not sinks.uses():
                 graph.initializers.pop(str(sinks.name))

@@ -70,7 +70,9 @@ def test_the_manifest_says_what_the_cache_is_and_how_it_was_measured(package: Pa
         assert 0 < case["error"] <= case["bound"]
     assert entry["operators"]["com.microsoft::GroupQueryAttention"] == 2 * CONFIG.num_layers
     layers = [
-        node for node in ir.load(package.path / entry["path"]).graph.all_nodes() if node.op_type == "GroupQueryAttention"
+        node
+        for node in ir.load(package.path / entry["path"]).graph.all_nodes()
+        if node.op_type == "GroupQueryAttention"
     ]
     assert not any(any(node.inputs[11:12]) for node in layers)  # no sinks: prompts come whole
     assert "| cpu-int8 | shared, int8 |" in (package.path / "README.md").read_text()

@@ -183,6 +183,7 @@ def test_layers_without_a_window_have_their_scores_whole(package):
             sinks = node.inputs[11] if len(node.inputs) > 11 else None
             assert (sinks is None) == (window is not None), name
             if sinks is not None:
+                assert sinks.const_value is not None
                 assert sinks.const_value.numpy().tolist() == [-np.inf] * CONFIG.num_heads
 
 
@@ -190,7 +191,7 @@ def test_layers_without_a_window_have_their_scores_whole(package):
 def test_a_long_prompt_in_pieces_is_the_prompt(package, monkeypatch, kind):
     """Of rows of different lengths, alone, in a batch, behind others and at every place; pieces are about as long."""
     session = Session(package, variant=load(package).fastest("cpu") if kind == "lower" else kind)
-    off = max(case["bound"] for case in load(package).variant(session.variant)["decoding"].values())
+    off = max(case["bound"] for case in load(package).variant(str(session.variant))["decoding"].values())
     rng = np.random.default_rng(11)
     rows = [rng.integers(0, 101, n).tolist() for n in (53, 7, 1, 36)]
     exact = Decoder(session)
@@ -254,7 +255,7 @@ def test_what_misses_its_gate_is_not_written(tmp_path, monkeypatch):
 
 def test_a_cache_in_place_that_computes_something_else_is_an_error_and_no_remark(tmp_path, monkeypatch):
     real = shared_cache.apply
-    monkeypatch.setattr(shared_cache, "apply", lambda graph, _windows, size, **options: real(graph, (3, 3), size, **options))
+    monkeypatch.setattr(shared_cache, "apply", lambda graph, _, *rest, **named: real(graph, (3, 3), *rest, **named))
     with pytest.raises(ExportError, match="the variant does not compute the same: cpu-float32"):
         export_small(model_of(CONFIG), decoder.signature(CONFIG), tmp_path / "wrong")
     assert not list(tmp_path.iterdir())
