@@ -29,7 +29,7 @@ def into_keys(model: ir.Model) -> int:
 def into_queries(model: ir.Model, *, folded: bool) -> int:
     """Rewrites the Attention nodes whose queries are of their own; returns how many there were.
 
-    folded: into the weights' own numbers, which must be in memory.
+    folded: into the weights' own numbers, which must be in memory, where they are constants and nothing made of them.
     """
     return _rewrite(Build(model.graph, "query_scale"), 0, folded=folded)
 
@@ -43,7 +43,7 @@ def _rewrite(build: Build, place: int, *, folded: bool) -> int:
         for weight in weights:
             factors = np.where(weight.columns, factor, 1).astype(np.float32)
             old = weight.node.inputs[weight.place]
-            if folded:
+            if folded and old is not None and old.const_value is not None:
                 new = build.weight(array(old) * factors, f"weight.{len(graph.initializers)}")
             else:
                 new = build("Mul", old, build.constant(factors))
@@ -95,8 +95,9 @@ def _weights(value: ir.Value | None, reader: ir.Node) -> list[Weight]:
         return []
     whole, split = value, value.producer()
     if split is not None and split.op_type in NORMS:
-        places = range(1, len(split.inputs))
-        return [Weight(split, i, np.array(True)) for i in places if constant_rank(split.inputs[i]) == 1]
+        places = [place for place, given in enumerate(split.inputs) if place and given is not None]
+        known = all(constant_rank(split.inputs[place]) == 1 for place in places)
+        return [Weight(split, place, np.array(True)) for place in places] if known else []
     if split is not None and split.op_type == "Split" and split.attributes["axis"].as_int() == -1:
         whole = split.inputs[0]
     if whole is None or len(whole.uses()) != 1 or whole.is_graph_output():

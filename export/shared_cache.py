@@ -7,9 +7,9 @@
 The graph keeps its inputs. past_key_values are buffers of any capacity, present the same ones, of which the first
 `sum(attention_mask)` places hold tokens: so padding stands on the right, and positions are places.
 
-ONNX Runtime computes the scores by pieces of the keys, or whole where a head has a sink. By pieces a long prompt is the
-faster and takes less memory. Whole, a step is, if queries come scaled (`attention_scale`): a product of one row without
-a factor has a kernel of its own. A sink of -infinity is none.
+ONNX Runtime computes the scores by pieces of the keys, or whole where a head has a sink. By pieces a long prompt is
+faster and takes less memory. Whole, a step is faster, if queries come scaled (`attention_scale`): a product of one row
+without a factor has a kernel of its own. A sink of -infinity changes nothing in the softmax.
 """
 
 from typing import Any
@@ -29,8 +29,8 @@ def apply(model: ir.Model, windows: tuple[int | None, ...], max_positions: int, 
 
     windows: of each layer, keys that a query sees, itself among them; None is no limit. The mask of each layer
     must be padding, causality and that window: the caller says so, and measures the result.
-    max_positions: rows of the rotary tables. for_steps: scores are whole where queries come scaled, for callers that
-    give a long prompt in pieces (`isoformer.runtime.binding`).
+    max_positions: rows of the rotary tables. for_steps: scores are whole in layers without a window whose queries come
+    scaled, for callers that give a long prompt in pieces (`isoformer.runtime.binding`).
 
     Raises ExportError for attention that the operator does not express: a soft cap, no cache, other values.
     """

@@ -14,7 +14,9 @@ from isoformer.runtime.subnormals import flushed
 
 NEEDED = ("input_ids", "attention_mask", "logits_positions")
 GIVEN = ".encoder."  # of the keys and values that an encoder made, which no step changes
-PIECE = 256  # tokens of a prompt at a time: docs/decisions/variants.md
+# Of a run of more than a token: at most PIECE tokens of a row, or fewer, but not under LEAST, so that rows x tokens x
+# capacity are at most SCORES, which stand in memory for every head. See docs/decisions/variants.md.
+PIECE, LEAST, SCORES = 256, 64, 2**20
 Tokens = Sequence[Sequence[int]]
 
 
@@ -84,7 +86,7 @@ class Decoder:
         return self._step(new)
 
     def score(self, sequences: Tokens) -> list[np.ndarray]:
-        """The logits (length, vocabulary) behind every token of each sequence, in one pass.
+        """The logits (length, vocabulary) behind every token of each sequence, as a prompt is computed.
 
         They replace whatever was there. Raises InputError as `start` does.
         """
@@ -153,20 +155,21 @@ class Decoder:
     def _run(self, new: Tokens, asked: np.ndarray) -> np.ndarray:
         """The logits (B, N, vocabulary) behind the places `asked` (B, N) of the new tokens, which become part of it."""
         held = self.tokens or [[] for _ in new]
-        if isinstance(self._cache, SharedCache) and self._cache.in_pieces and max(map(len, new)) > PIECE:
-            logits = self._computed_in_pieces(self._cache, held, new, asked)
+        if isinstance(self._cache, SharedCache) and (piece := self._cache.piece(held, new)) is not None:
+            logits = self._computed_in_pieces(self._cache, held, new, asked, piece)
         else:
             logits = self._computed(self._cache, held, new, asked)
         self.tokens = [[*old, *more] for old, more in zip(held, new, strict=True)]
         return logits
 
-    def _computed_in_pieces(self, cache: "SharedCache", held: Tokens, new: Tokens, asked: np.ndarray) -> np.ndarray:
+    def _computed_in_pieces(
+        self, cache: "SharedCache", held: Tokens, new: Tokens, asked: np.ndarray, piece: int
+    ) -> np.ndarray:
         """A row after the other, as the operator takes more than one token behind others of a single row only."""
-        cache.reserve(held, new)
         logits = np.zeros((*asked.shape, self._width), np.float32)
         for row, (old, more) in enumerate(zip(held, new, strict=True)):
             own = cache.row(row)
-            for begin, end in _pieces(len(more)):
+            for begin, end in _pieces(len(more), piece):
                 here = (asked[row] >= begin) & (asked[row] < end)
                 places = asked[row, here] - begin if here.any() else np.array([0])
                 found = self._computed(own, [[*old, *more[:begin]]], [more[begin:end]], places[None])
@@ -205,6 +208,8 @@ class CrossDecoder(Decoder):
         self.given += [name for name in self._inputs if name == "encoder_attention_mask"]
         if len(self.given) < 2:
             raise PackageError(f"{session.package.path} has no decoder that reads an encoder's output")
+        if session.shared_cache:  # whose rows would need what is given to each in pieces
+            raise PackageError(f"{session.package.path}: {session.variant} reads an encoder's output in place")
         self._known: dict[str, np.ndarray] = {}
         self._rows: list[int] = []  # of `_known`, one a sequence
         self._bound: dict[str, Any] = {}  # those rows as OrtValues
@@ -314,15 +319,14 @@ class SharedCache:
     Each sequence begins at place 0, and behind its end stands what is not read. The capacity doubles when a
     sequence outgrows it, so that n tokens cost fewer than n copied places in all. On a GPU a step copies nothing;
     growing, taking rows and exchanging them go through the host.
-
-    in_pieces: whether its graph wants a long prompt in pieces.
     """
 
     SMALLEST = 256
 
     def __init__(self, past: list[TensorSpec], limit: int | None, device: str = "cpu") -> None:
         self._past, self._limit, self._device = past, limit, device
-        self.in_pieces = device == "cpu" and all(spec.dtype == "float32" for spec in past)
+        # Of others ONNX Runtime never keeps all scores; and in 8 bits a prompt reads its own keys unrounded in one run.
+        self._in_pieces = device == "cpu" and all(spec.dtype == "float32" for spec in past)
         self._hold: Callable[[np.ndarray], HostMemory | DeviceMemory]
         self._hold = HostMemory if device == "cpu" else partial(DeviceMemory, device=device)
         self._held: list[HostMemory | DeviceMemory] = []  # one for each of `past`
@@ -394,8 +398,18 @@ class SharedCache:
     def clear(self) -> None:
         """Nothing: the memory serves the next sequences."""
 
+    def piece(self, held: Tokens, new: Tokens) -> int | None:
+        """How many of the new tokens of a row to compute at a time, a row after the other; None is all at once."""
+        width = max(map(len, new))
+        if width == 1 or not self._in_pieces:
+            return None
+        self.reserve(held, new)
+        capacity = self._held[0].value.shape()[2]
+        most = min(PIECE, max(LEAST, SCORES // capacity))
+        return None if width <= most and len(new) * width * capacity <= SCORES else most
+
     def row(self, number: int) -> "SharedCache":
-        """The cache of one sequence, in the same memory."""
+        """The cache of one sequence, on a CPU in the same memory."""
         if self._held[0].value.shape()[0] == 1:
             return self
         one = SharedCache(self._past, self._limit, self._device)
@@ -464,9 +478,9 @@ def _zeros(wanted: list[tuple[tuple[Any, ...], str]]) -> list[np.ndarray]:
     return [np.zeros(shape, dtype) for shape, dtype in wanted]
 
 
-def _pieces(length: int) -> list[tuple[int, int]]:
-    """Where pieces of at most PIECE tokens begin and end, all about as long: a token alone would be a step."""
-    count = -(-length // PIECE)
+def _pieces(length: int, most: int) -> list[tuple[int, int]]:
+    """Where pieces of at most so many tokens begin and end, all about as long: a token alone would be a step."""
+    count = -(-length // most)
     return [(length * i // count, length * (i + 1) // count) for i in range(count)]
 
 

@@ -52,6 +52,7 @@ CASES = (
     Case((33,), (1, 1, 7, 1, 30, 1)),
     Case((250,), (3, 1, 5, 1)),  # over the first capacity of a cache that is written in place
     Case((40, 40), (1, 6, 1)),
+    Case((300, 7), (1, 1)),  # over a piece of a prompt, which a cache that is written in place gets in pieces
 )
 
 
@@ -101,11 +102,16 @@ def plainly(session: Session) -> Callable[[Arrays], Arrays]:
 
 
 def verify(package: Package, session: Session, runtime: str) -> Iterator[Comparison]:
-    """Every case that the package carries, through the session's graph. Raises PackageError for a broken file."""
+    """Every case that the package carries, through the session's graph. Raises PackageError for a broken file.
+
+    A package may be older than a case, and then carries nothing of it.
+    """
     recorded = package.manifest["decoding"] if session.variant is None else package.variant(session.variant)["decoding"]
     decoder = Decoder(session)
     with npz.read(package.file(FILE)) as arrays:
         for case in cases(decoder.limit):
+            if case.name not in recorded and case.name not in arrays:
+                continue
             if case.name not in recorded:
                 raise PackageError(f"{package.path} is broken: {MANIFEST} has no bound of the decoding {case.name}")
             yield compared(runtime, decoder, case, arrays[case.name], recorded[case.name]["bound"])

@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from isoformer.export.layouts.choice import Choice
-from isoformer.export.layouts.decoders import path_of
+from isoformer.export.layouts.decoders import is_shared, path_of, whole_prompts
 from isoformer.export.layouts.files import TEXT_FILES, carry, place
 from isoformer.runtime.package import Package
 
@@ -38,7 +40,8 @@ def _variants(part: Package, folder: Path, choice: Choice) -> dict[str, dict[str
         if variant is None and provider != "cpu":
             continue  # the canonical graph is no graph for it
         directory = f"{part.graph}/{provider}"
-        place(part, path_of(part, variant), folder / directory / FILE)
+        edit = _for_whole_prompts if is_shared(part, variant) else None
+        place(part, path_of(part, variant), folder / directory / FILE, edit)
         found[provider] = {
             "variant_directory": directory,
             "ep": name,
@@ -46,3 +49,7 @@ def _variants(part: Package, folder: Path, choice: Choice) -> dict[str, dict[str
             "executor_info": {"ort": {"model_file": FILE, "session_options": SESSION_OPTIONS}},
         }
     return found
+
+
+def _for_whole_prompts(model: ir.Model) -> None:
+    whole_prompts(model.graph)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from isoformer.export import ExportError, variants
@@ -69,9 +70,16 @@ def test_steps_and_golden_vectors_pass_again(on_cpu: Package) -> None:
     assert {spec.dtype for spec in on_cpu.signature.inputs} == {"int64", "float32"}
     steps = list(decoding.verify(on_cpu, session, NAME))
     vectors = list(replay_golden(on_cpu, decoding.plainly(session), NAME, NAME, lambda *_: None))
-    assert len(steps) == 5
+    assert len(steps) == len(decoding.CASES)
     assert vectors
     assert all(one.passed for one in (*steps, *vectors))
+
+
+def test_scores_are_not_whole_on_a_gpu(on_cpu: Package) -> None:
+    graph = ir.load(on_cpu.path / on_cpu.variant(NAME)["path"]).graph
+    layers = [node for node in graph if node.op_type == "GroupQueryAttention"]
+    assert len(layers) == CONFIG.num_layers
+    assert not any(any(node.inputs[11:]) for node in layers)
 
 
 def test_a_cache_in_the_memory_of_a_device_computes_the_same(on_cpu: Package) -> None:

@@ -19,7 +19,7 @@ from isoformer.runtime.lanes import replayable
 from isoformer.runtime.package import Package
 from isoformer.runtime.verify import replay_golden
 from tests.conftest import export_small
-from tests.export.test_variants import CONFIG, PLAIN, model_of
+from tests.export.test_variants import CONFIG, PLAIN, model_of, recorded
 
 NAME = "cpu-int8"
 TEXT = variants.TEXT.read_text()[:900]
@@ -85,7 +85,7 @@ def test_every_step_and_golden_vector_passes_again(package: Package) -> None:
     assert {spec.dtype for spec in caches} == {"int8"}
     steps = list(decoding.verify(package, session, NAME))
     vectors = list(replay_golden(package, decoding.plainly(session), NAME, NAME, lambda *_: None))
-    assert (len(steps), len(vectors)) == (5, 6)
+    assert (len(steps), len(vectors)) == (len(decoding.CASES), 6)
     assert [one.line() for one in (*steps, *vectors) if not one.passed] == []
     held = {a.dtype for _, inputs, _ in package.golden(NAME) for n, a in inputs.items() if n.startswith("past_")}
     assert held == {np.dtype("int8")}
@@ -109,7 +109,7 @@ def test_other_decoders(kind: str, precision: str, tmp_path: Path) -> None:
     """Each is held to its bounds by the export, prompts of different lengths in one batch among them."""
     entry = made(KINDS[kind], tmp_path / "made", precision=precision).variant(f"cpu-{precision}")
     assert entry["cache_dtype"] == "int8"
-    assert len(entry["decoding"]) == 5
+    assert len(entry["decoding"]) == len(decoding.CASES)
 
 
 # ----------------------------------------------------------------------------------------------- the cache
@@ -166,6 +166,14 @@ def test_rows_of_different_lengths_growth_and_beams(package: Package, held: Deco
     rows = [[*row, *more] for row, more in zip(rows, long, strict=True)]
     np.testing.assert_allclose(held.append(long), whole(package, rows), atol=bound(package))
     assert held.held()["past_key_values.0.key"].shape[2] == CONFIG.max_positions
+
+
+def test_a_long_prompt_is_one_run(held: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its later tokens would else read its first ones in 8 bits."""
+    runs: list[list[int]] = []
+    recorded(monkeypatch, runs)
+    held.start([[3] * 301])
+    assert runs == [[301]]
 
 
 def test_a_dialogue_goes_on_behind_what_it_shares(package: Package, held: Decoder) -> None:

@@ -58,7 +58,7 @@ def test_a_package_says_what_its_variants_are_and_how_they_were_measured(package
     assert low["gate"]["limits"] == dataclasses.asdict(variants.GATES[precision])
     assert low["gate"]["ratio"] <= variants.GATES[precision].perplexity
     for variant in loaded.variants.values():
-        assert len(variant["decoding"]) == 5
+        assert len(variant["decoding"]) == len(decoding.CASES)
         assert all(0 < case["error"] <= case["bound"] for case in variant["decoding"].values())
     exact = max(case["error"] for case in loaded.variant("cpu-float32")["decoding"].values())
     rough = max(case["error"] for case in low["decoding"].values())
@@ -101,7 +101,7 @@ def test_every_graph_passes_its_steps_again(package):
     loaded = load(package)
     for name in (None, *loaded.variants):
         found = list(decoding.verify(loaded, Session(loaded, variant=name), str(name)))
-        assert len(found) == 5
+        assert len(found) == len(decoding.CASES)
         assert all(comparison.passed for comparison in found)
 
 
@@ -187,6 +187,17 @@ def test_layers_without_a_window_have_their_scores_whole(package):
                 assert sinks.const_value.numpy().tolist() == [-np.inf] * CONFIG.num_heads
 
 
+def recorded(monkeypatch, runs):
+    """Adds the new tokens of each row to `runs`, for each run."""
+    real = SharedCache.inputs
+
+    def inputs(self, held, new):
+        runs.append([len(row) for row in new])
+        return real(self, held, new)
+
+    monkeypatch.setattr(SharedCache, "inputs", inputs)
+
+
 @pytest.mark.parametrize("kind", ["cpu-float32", "lower"])
 def test_a_long_prompt_in_pieces_is_the_prompt(package, monkeypatch, kind):
     """Of rows of different lengths, alone, in a batch, behind others and at every place; pieces are about as long."""
@@ -198,10 +209,7 @@ def test_a_long_prompt_in_pieces_is_the_prompt(package, monkeypatch, kind):
     full = [exact.score([row])[0] for row in rows]
     monkeypatch.setattr(binding, "PIECE", 17)
     runs = []
-    real = SharedCache.inputs
-    monkeypatch.setattr(
-        SharedCache, "inputs", lambda self, held, new: (runs.append([len(r) for r in new]), real(self, held, new))[1]
-    )
+    recorded(monkeypatch, runs)
 
     held = Decoder(session)
     np.testing.assert_allclose(held.start([rows[0]])[0][0], full[0][-1], atol=off)
@@ -220,6 +228,36 @@ def test_a_long_prompt_in_pieces_is_the_prompt(package, monkeypatch, kind):
         np.testing.assert_allclose(found, exact.score([row + token])[0][-1], atol=off)
     for row, found in zip(full, held.score(rows), strict=True):
         np.testing.assert_allclose(found, row, atol=off)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rows", "runs"),
+    [
+        (256 * 2 * 30, [30, 9], [[30, 9]]),
+        (256 * 2 * 30 - 1, [30, 9], [[30], [9]]),
+        (256 * 21, [41], [[20], [21]]),
+        (1, [41], [[8], [8], [8], [8], [9]]),
+        (1, [1, 1], [[1, 1]]),
+    ],
+)
+def test_all_scores_of_a_run_have_a_limit(package, monkeypatch, scores, rows, runs):
+    held, found = Decoder(Session(package, variant="cpu-float32")), []
+    full = [held.score([[7] * n])[0][-1] for n in rows]
+    for name, value in {"SCORES": scores, "LEAST": 9, "PIECE": 40}.items():
+        monkeypatch.setattr(binding, name, value)
+    recorded(monkeypatch, found)
+    held.forget()
+    logits, _ = held.start([[7] * n for n in rows])
+    assert found == runs
+    np.testing.assert_allclose(logits, full, atol=1e-4)
+
+
+def test_pieces_go_on_to_the_last_position(package):
+    held, plain = Decoder(Session(package, variant="cpu-float32")), Decoder(Session(package))
+    tokens = np.random.default_rng(5).integers(0, 101, CONFIG.max_positions - 1).tolist()
+    np.testing.assert_allclose(held.start([tokens])[0], plain.start([tokens])[0], atol=1e-4)
+    np.testing.assert_allclose(held.append([[4]]), plain.append([[4]]), atol=1e-4)
+    assert {array.shape[2] for array in held.held().values()} == {held.length} == {CONFIG.max_positions}
 
 
 def test_a_prompt_that_fails_halfway_leaves_what_was_there(package, monkeypatch):

@@ -30,8 +30,11 @@ const PAST = "past_key_values.";
 const GIVEN = ".encoder."; // of the keys and values that an encoder made, which no step changes
 const NEEDED = ["input_ids", "attention_mask", "logits_positions"];
 const SMALLEST = 256; // tokens that a cache that is written in place has room for
-// New tokens of a sequence that go through such a graph at a time: its scores stand in memory whole, new tokens by capacity.
+// Of a run of more than a token through such a graph: at most PIECE tokens of a row, or fewer, but not under LEAST, so that
+// rows by tokens by capacity are at most SCORES, which stand in memory for every head.
 const PIECE = 256;
+const LEAST = 64;
+const SCORES = 2 ** 20;
 
 /** A batch of token sequences, and the keys and values that the package's graph has computed of them. */
 export class Decoder {
@@ -153,10 +156,23 @@ export class Decoder {
    */
   async step(added) {
     const held = this.tokens.length ? this.tokens : added.map(() => []);
-    const short = added.every((row) => row.length <= this.piece);
-    const logits = short ? await this.run(this.cache, held, added, this.given()) : await this.inPieces(held, added);
+    const piece = this.pieceOf(held, added);
+    const logits = piece ? await this.inPieces(held, added, piece) : await this.run(this.cache, held, added, this.given());
     this.tokens = held.map((old, row) => [...old, ...added[row]]);
     return logits;
+  }
+
+  /**
+   * How many of the new tokens of a row to compute at a time, a row after the other; null is all at once.
+   * @param {Tokens} held
+   * @param {Tokens} added
+   */
+  pieceOf(held, added) {
+    const width = Math.max(...added.map((row) => row.length));
+    if (width === 1 || this.piece === Infinity) return null;
+    const room = capacity(longest(held, added), this.limit);
+    const most = Math.min(this.piece, Math.max(LEAST, Math.floor(SCORES / room)));
+    return width <= most && added.length * width * room <= SCORES ? null : most;
   }
 
   /**
@@ -164,16 +180,17 @@ export class Decoder {
    * single row only.
    * @param {Tokens} held
    * @param {Tokens} added
+   * @param {number} most tokens of a piece
    * @returns {Promise<Float32Array[]>}
    */
-  async inPieces(held, added) {
+  async inPieces(held, added, most) {
     const caches = this.cache.split(held, added);
     /** @type {Float32Array[]} of each row's last piece */
     const logits = [];
     for (const [row, cache] of caches.entries()) {
       const given = selected(this.given(), [row]);
       let past = held[row];
-      for (const piece of pieces(added[row], this.piece)) {
+      for (const piece of pieces(added[row], most)) {
         [logits[row]] = await this.run(cache, [past], [piece], given);
         past = [...past, ...piece];
       }
@@ -400,20 +417,37 @@ class SharedCache {
    */
   reserve(held, added) {
     const batch = added.length;
-    const length = Math.max(...held.map((row, place) => row.length + added[place].length));
+    const length = longest(held, added);
     const used = Math.max(...held.map((row) => row.length));
     if (this.values.length && this.values[0].dims[0] === batch && this.values[0].dims[2] >= length) return;
-    const doubled = Math.max(SMALLEST, 2 ** Math.ceil(Math.log2(length)));
-    const capacity = Math.max(length, Math.min(doubled, this.limit ?? doubled));
     const rows = Array.from({ length: batch }, (_, row) => row);
-    this.renew(batch, capacity, used ? this.values.map((array) => part(array, rows, 0, used)) : []);
+    this.renew(batch, capacity(length, this.limit), used ? this.values.map((array) => part(array, rows, 0, used)) : []);
   }
 
-  /** @param {number} batch @param {number} capacity @param {Tensor[]} kept */
-  renew(batch, capacity, kept) {
-    this.values = this.specs.map((spec) => filled(spec.dtype, sizes(spec, batch, capacity)));
+  /** @param {number} batch @param {number} room @param {Tensor[]} kept */
+  renew(batch, room, kept) {
+    this.values = this.specs.map((spec) => filled(spec.dtype, sizes(spec, batch, room)));
     kept.forEach((old, place) => overwrite(old, this.values[place]));
   }
+}
+
+/**
+ * Tokens of the longest sequence with its new ones.
+ * @param {Tokens} held
+ * @param {Tokens} added
+ */
+function longest(held, added) {
+  return Math.max(...held.map((row, place) => row.length + added[place].length));
+}
+
+/**
+ * Tokens that a cache has room for that must hold `length`.
+ * @param {number} length
+ * @param {number | null} limit
+ */
+function capacity(length, limit) {
+  const doubled = Math.max(SMALLEST, 2 ** Math.ceil(Math.log2(length)));
+  return Math.max(length, Math.min(doubled, limit ?? doubled));
 }
 
 /**

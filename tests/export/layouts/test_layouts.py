@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -142,6 +143,16 @@ def test_a_model_package_of_onnxruntime(small_encoder: Package, tmp_path: Path) 
     info = variants["cpu"]["executor_info"]["ort"]
     file = out / variants["cpu"]["variant_directory"] / info["model_file"]
     np.testing.assert_allclose(embeddings(file), reference(Session.fastest(small_encoder)), atol=1e-6)
+
+
+def test_a_model_package_of_a_decoder_takes_prompts_whole(small_decoder: Package, tmp_path: Path) -> None:
+    out = convert(small_decoder.path, tmp_path / "out", "ort")
+    (file,) = out.rglob("*.onnx")
+    layers = [
+        node for node in onnx.load(file, load_external_data=False).graph.node if node.op_type == "GroupQueryAttention"
+    ]
+    assert layers
+    assert not any(any(node.input[11:]) for node in layers)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

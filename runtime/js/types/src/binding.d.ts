@@ -73,13 +73,20 @@ export declare class Decoder {
      */
     step(added: Tokens): Promise<Float32Array[]>;
     /**
+     * How many of the new tokens of a row to compute at a time, a row after the other; null is all at once.
+     * @param {Tokens} held
+     * @param {Tokens} added
+     */
+    pieceOf(held: Tokens, added: Tokens): number | null;
+    /**
      * The same as `run` for long rows. One goes after the other: behind held tokens the operator takes several new ones of a
      * single row only.
      * @param {Tokens} held
      * @param {Tokens} added
+     * @param {number} most tokens of a piece
      * @returns {Promise<Float32Array[]>}
      */
-    inPieces(held: Tokens, added: Tokens): Promise<Float32Array[]>;
+    inPieces(held: Tokens, added: Tokens, most: number): Promise<Float32Array[]>;
     /**
      * The graph, once: the logits behind each row.
      * @param {Cache} cache of what is held, then of the new tokens too
