@@ -7,9 +7,9 @@ cpu-int4      weights in 4 bits, for few tokens at a time
 
 Held to the float64 reference step by step (`isoformer.runtime.decoding`): float32 within the bound that the canonical
 graph has, a lower precision within twice the error of its own whole pass, with a cache in 8 bits also of the same graph
-whose cache of float32 is rounded by numpy, if that is more (a whole pass reads none of those 8 bits). A lower precision must
-besides pass its gate, on a text: the perplexity may be so many times float32's, and so many of the likeliest tokens are
-the same. Where steps are computed otherwise than a prompt, it is passed token by token as well.
+whose cache of float32 is rounded by numpy, if that is more (a whole pass reads none of those 8 bits). A lower precision
+must besides pass its gate, on a text: the perplexity may be so many times float32's, and so many of the likeliest
+tokens are the same. Where steps are computed otherwise than a prompt, it is passed token by token as well.
 """
 
 import copy
