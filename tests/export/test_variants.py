@@ -105,6 +105,25 @@ def test_every_graph_passes_its_steps_again(package):
         assert all(comparison.passed for comparison in found)
 
 
+def test_a_package_older_than_a_case_is_not_held_to_it_but_to_all_others(package, tmp_path):
+    copy = Path(shutil.copytree(package, tmp_path / "copy"))
+    with np.load(copy / decoding.FILE) as arrays:
+        kept = dict(arrays)
+    for case in (*decoding.SINCE, decoding.CASES[0]):
+        del kept[case.name]
+        np.savez(copy / decoding.FILE, **kept)
+        manifest = json.loads((copy / MANIFEST).read_text())
+        del manifest["variants"]["cpu-float32"]["decoding"][case.name]
+        manifest["files"][decoding.FILE] = sha256(copy / decoding.FILE)
+        (copy / MANIFEST).write_text(json.dumps(manifest))
+        found = decoding.verify(load(copy), Session(load(copy), variant="cpu-float32"), "old")
+        if case in decoding.SINCE:
+            assert len(list(found)) == len(decoding.CASES) - 1
+        else:
+            with pytest.raises(PackageError, match="has no bound of the decoding"):
+                list(found)
+
+
 def test_a_variant_whose_weights_moved_is_found_out(package, tmp_path):
     """A thousandth of one layer's scales, under a manifest with the right digests."""
     copy = Path(shutil.copytree(package, tmp_path / "copy"))
